@@ -1,0 +1,80 @@
+"""Activations of the whole grid at one hook of a transformer."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.errors import HusaiError
+from husai.tasks import Task
+from husai.transformer.model import Transformer, forward, resolve_hook
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations x: (pairs, d), float32, one row a grid row of `task`, read at one position.
+
+    hook: full name of the hook point. model: the model's name. verified: whether its gate was passed.
+    """
+
+    x: Float[Tensor, "pairs d"]
+    task: Task
+    hook: str
+    model: str
+    verified: bool | None = None
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """x ↦ (x − mean)·scale: centred activations of mean squared norm d, the space in which SAEs are trained."""
+
+    mean: Float[Tensor, "d"]
+    scale: float
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "samples d"], where: str = "activations") -> "Normaliser":
+        """Raises HusaiError if the activations hold NaN or infinity (naming the first row) or do not vary."""
+        bad = (~x.isfinite().all(1)).nonzero()
+        if len(bad):
+            raise HusaiError(f"{where}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
+        mean = x.mean(0)
+        size = float((x - mean).pow(2).sum(1).mean().sqrt())
+        if size <= 1e-6 * max(1.0, float(mean.norm())):
+            raise HusaiError(f"{where}: do not vary over the samples, so there is nothing to learn")
+        return cls(mean, math.sqrt(x.shape[1]) / size)
+
+    def __call__(self, x: Float[Tensor, "samples d"]) -> Float[Tensor, "samples d"]:
+        return (x - self.mean) * self.scale
+
+
+def extract(
+    model: Transformer, task: Task, hook: str, *, layer: int | None = None, position: int = -1, batch: int = 4096
+) -> Activations:
+    """Activations of the whole grid at `hook` (short or full name) and `position`.
+
+    Heads are flattened: q, k, v, z give heads·d_head columns; attn_scores and pattern give heads·positions, read at the
+    query position. Raises HusaiError for an unknown hook, layer or position, or a task of another modulus.
+    """
+    if model.p != task.p:
+        raise HusaiError(f"model {model.name}: its modulus is {model.p}, the task's is {task.p}; they must be equal")
+    full = resolve_hook(model.params, hook, layer)
+    tokens = task.tokens(model.layout)
+    if not -tokens.shape[1] <= position < tokens.shape[1]:
+        raise HusaiError(f"position: {position} does not exist; the input has positions 0 to {tokens.shape[1] - 1}")
+    rows: list[Tensor] = []
+
+    def keep(name: str, value: Tensor) -> Tensor:
+        if name == full:
+            at = value[:, :, position] if name.endswith(("attn_scores", "pattern")) else value[:, position]
+            rows.append(at.flatten(1))
+        return value
+
+    with torch.no_grad():
+        for part in tokens.split(batch):
+            forward(model.params, part, keep)
+    x = torch.cat(rows).float()
+    if not bool(x.isfinite().all()):
+        raise HusaiError(f"hook {full}: position {position} holds masked entries; read it at the last position")
+    return Activations(x, task, full, model.name, model.verified)

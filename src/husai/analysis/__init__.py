@@ -1,0 +1,1 @@
+"""Dictionary × dictionary × truth → numbers. Pure functions; nothing here trains, reads or writes."""

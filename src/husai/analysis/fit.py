@@ -1,0 +1,51 @@
+"""Does it fit: reconstruction and sparsity on the whole grid. (docs/method.md §Fit)"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from husai.sae.base import Dictionary
+
+
+class Fit(NamedTuple):
+    """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes above 0.
+
+    dead: fraction of latents that fire on no row. firing_rate, energy (Σ f² over rows): (d_sae,).
+    """
+
+    explained_variance: float
+    fvu: float
+    l0: float
+    dead: float
+    firing_rate: Float[Tensor, "d_sae"]
+    energy: Float[Tensor, "d_sae"]
+
+    @property
+    def live(self) -> Bool[Tensor, "d_sae"]:
+        """Latents that fire on at least one row."""
+        return self.firing_rate > 0
+
+
+def evaluate_fit(
+    dictionary: Dictionary, x: Float[Tensor, "samples d_in"], codes: Float[Tensor, "samples d_sae"] | None = None
+) -> Fit:
+    """Fit of one dictionary on x; `codes` saves encoding again."""
+    codes = dictionary.encode(x) if codes is None else codes
+    error = (dictionary.decode(codes) - x).double().pow(2).sum()
+    fvu = float(error / (x - x.mean(0)).double().pow(2).sum())
+    fires = codes > 0
+    rate = fires.double().mean(0)
+    return Fit(
+        explained_variance=1 - fvu,
+        fvu=fvu,
+        l0=float(fires.sum(1).double().mean()),
+        dead=float((rate == 0).double().mean()),
+        firing_rate=rate,
+        energy=codes.double().pow(2).sum(0),
+    )
+
+
+def live_atoms(dictionary: Dictionary, codes: Float[Tensor, "samples d_sae"]) -> Float[Tensor, "n_live d_in"]:
+    """Unit decoder rows of the latents that fire somewhere."""
+    return dictionary.atoms[(codes > 0).any(0)]

@@ -1,0 +1,93 @@
+"""Chance as a ladder of explanations: dictionaries drawn without any SAE. (docs/method.md §Chance)
+
+ambient: isotropic directions. data: directions ~ N(0, Σ) with Σ the covariance of the SAE's input. data_points: atoms
+are random centred inputs. (`untrained`, the SAEs before their first step, comes with every run and needs no drawing.)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.analysis.stats import pair_mean
+from husai.seeding import generator
+
+DRAWN_NULLS = ("ambient", "data", "data_points")
+
+Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
+PairScore = Callable[[Tensor, Tensor], float | tuple[float, ...]]
+
+
+class NullScore(NamedTuple):
+    """A null of a pairwise statistic, the mean pairwise score of S null dictionaries.
+
+    mean: over all draws. low, high: 2.5% and 97.5% quantiles of the draws. draws: (R,) the statistic of every draw.
+    pairs: (S, S) mean score of each pair over the draws, for adjustment pair by pair.
+    """
+
+    mean: float
+    low: float
+    high: float
+    draws: Float[np.ndarray, "draws"]
+    pairs: Float[np.ndarray, "seeds seeds"]
+
+    @classmethod
+    def of(cls, matrices: Float[np.ndarray, "draws seeds seeds"]) -> "NullScore":
+        means = np.array([pair_mean(matrix) for matrix in matrices])
+        low, high = np.quantile(means, [0.025, 0.975])
+        return cls(float(means.mean()), float(low), float(high), means, matrices.mean(0))
+
+
+def sampler(null: str, x: Float[Tensor, "samples d"]) -> Draw:
+    """The function (n, generator) → n unit atoms of a null, for SAEs whose (raw or scaled) inputs are x."""
+    centred = (x - x.mean(0)).float()
+    if null == "ambient":
+        return lambda n, g: F.normalize(torch.randn(n, x.shape[1], generator=g), dim=-1)
+    if null == "data":
+        values, vectors = torch.linalg.eigh((centred.double().T @ centred.double()) / len(x))
+        root = (vectors * values.clamp(min=0).sqrt()).T.float()
+        return lambda n, g: F.normalize(torch.randn(n, x.shape[1], generator=g) @ root, dim=-1)
+    assert null == "data_points", null
+    return lambda n, g: F.normalize(centred[_rows(len(x), n, g)], dim=-1)
+
+
+def _rows(available: int, n: int, g: torch.Generator) -> Tensor:
+    """n rows without replacement while they last."""
+    return torch.cat([torch.randperm(available, generator=g) for _ in range(-(-n // available))])[:n]
+
+
+def null_matrices(
+    draw: Draw, n_live: tuple[int, ...], score: PairScore, *, draws: int, purpose: str, seed: int = 0
+) -> Float[np.ndarray, "draws seeds seeds *scores"]:
+    """Pairwise scores of `draws` × S null dictionaries with the observed numbers of live atoms."""
+    matrices = []
+    for r in range(draws):
+        stream = generator(f"null-{purpose}", seed, r)
+        matrices.append(pairwise([draw(n, stream) for n in n_live], score))
+    return np.stack(matrices)
+
+
+def pairwise(atoms: list[Tensor], score: PairScore) -> Float[np.ndarray, "seeds seeds *scores"]:
+    """Symmetric matrix of score(A_i, A_j), each pair i < j computed once; the diagonal is 1."""
+    count = len(atoms)
+    values = {(i, j): score(atoms[i], atoms[j]) for i in range(count) for j in range(i + 1, count)}
+    matrix = np.ones((count, count, *np.shape(next(iter(values.values())))))
+    for (i, j), value in values.items():
+        matrix[i, j] = matrix[j, i] = value
+    return matrix
+
+
+def adjusted(
+    scores: Float[np.ndarray, "seeds seeds"], null: Float[np.ndarray, "seeds seeds"], limit: float = 0.9
+) -> Float[np.ndarray, "seeds seeds"] | None:
+    """(score − null) / (1 − null), pair by pair; None where the null exceeds `limit` and the ratio would mean nothing."""
+    off = ~np.eye(len(scores), dtype=bool)
+    if null[off].max() > limit:
+        return None
+    result = np.ones_like(scores)
+    result[off] = (scores[off] - null[off]) / (1 - null[off])
+    return result

@@ -1,0 +1,81 @@
+"""Does it find what is there: a dictionary against the hook's true subspaces. (docs/method.md §Recovery)"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.tasks import Task
+from husai.truth.planes import GroundTruth, families
+
+
+def fourier_overlap(atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None) -> float:
+    """Share of the unit atoms' energy inside the union of the true subspaces, averaged with `weights` (default even)."""
+    return _mean(_share(atoms, truth.union), weights)
+
+
+def decoder_overlap(atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None) -> float:
+    """The same inside each atom's best single true subspace."""
+    return _mean(best_subspace(atoms, truth)[0], weights)
+
+
+def best_subspace(atoms: Float[Tensor, "n d"], truth: GroundTruth) -> tuple[Float[Tensor, "n"], Tensor]:
+    """Each atom's largest share of energy in one true subspace, and the index of that subspace."""
+    shares = torch.stack([_share(atoms, subspace.basis) for subspace in truth.subspaces])
+    best = shares.max(0)
+    return best.values, best.indices
+
+
+def _share(atoms: Tensor, basis: Float[Tensor, "d dim"]) -> Float[Tensor, "n"]:
+    return (atoms.double() @ basis.double()).pow(2).sum(1)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    if weights is None:
+        return float(values.mean())
+    return float((values * weights).sum() / weights.sum())
+
+
+class Tuning(NamedTuple):
+    """What each atom's code over the grid is a function of, by the energy of its centred code in each Fourier family.
+
+    label, k: the largest family's variable and frequency. purity: that family's share. frequency_purity: largest share
+    of one frequency over a, b, sum and difference together. phase: angle of the code's (cos, sin) coefficients in the
+    label's family, in (−π, π]. mixed: share in no family. Entries of atoms that never fire are 'dead', 0 and nan.
+    """
+
+    label: list[str]
+    k: np.ndarray
+    purity: np.ndarray
+    frequency_purity: np.ndarray
+    phase: np.ndarray
+    mixed: np.ndarray
+
+
+def tuning(codes: Float[Tensor, "pairs n"], task: Task) -> Tuning:
+    """Tuning of n atoms from their codes over the whole grid; shares of families and `mixed` sum to 1."""
+    family = families(task)
+    centred = (codes - codes.mean(0)).double()
+    total = centred.pow(2).sum(0)
+    alive = total > 0
+    coefficients = family.coefficients(codes)
+    shares = family.energy(coefficients) / total.clamp(min=1e-300)
+    best = shares.argmax(0)
+    frequencies = torch.tensor([k for _, k in family.names])
+    per_frequency = shares.new_zeros(int(frequencies.max()) + 1, shares.shape[1]).index_add_(0, frequencies, shares)
+    first = torch.searchsorted(family.owner, best)  # a family's columns are adjacent, its cosine first
+    single = torch.bincount(family.owner)[best] == 1
+    cosine, sine = coefficients.gather(0, torch.stack([first, (first + 1).clamp(max=len(coefficients) - 1)]))
+    phase = torch.atan2(sine.masked_fill(single, 0.0), cosine)
+    names = [family.names[i] for i in best.tolist()]
+    live = alive.numpy()
+    return Tuning(
+        label=[name if ok else "dead" for (name, _), ok in zip(names, live, strict=True)],
+        k=np.where(live, [k for _, k in names], 0),
+        purity=np.where(live, shares.max(0).values.numpy(), np.nan),
+        frequency_purity=np.where(live, per_frequency.max(0).values.numpy(), np.nan),
+        phase=np.where(live, phase.numpy(), np.nan),
+        mixed=np.where(live, (1 - shares.sum(0)).numpy(), np.nan),
+    )

@@ -1,0 +1,55 @@
+"""Intervals over seeds. Pairs share SAEs, so pairs are never treated as independent. (docs/method.md §Uncertainty)"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import t as student
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval; low and high are nan where there are too few seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def seed_interval(values: Float[np.ndarray, "seeds"], level: float = 0.95) -> Interval:
+    """Mean over seeds with a t interval (the delete-one jackknife of a mean)."""
+    values = np.asarray(values, dtype=float)
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    return _interval(mean, float(values.std(ddof=1) / np.sqrt(count)), count, level)
+
+
+def pair_interval(matrix: Float[np.ndarray, "seeds seeds"], level: float = 0.95) -> Interval:
+    """Mean over pairs i < j of a symmetric matrix, with the delete-one-seed jackknife interval.
+
+    t with S − 1 degrees of freedom. At least 3 seeds are needed for an interval, since deleting one of two leaves no
+    pair.
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    count = len(matrix)
+    mean = pair_mean(matrix)
+    if count < 3:
+        return Interval(mean, float("nan"), float("nan"))
+    without = np.array([pair_mean(np.delete(np.delete(matrix, s, 0), s, 1)) for s in range(count)])
+    variance = (count - 1) / count * ((without - without.mean()) ** 2).sum()
+    return _interval(mean, float(np.sqrt(variance)), count, level)
+
+
+def pair_mean(matrix: Float[np.ndarray, "seeds seeds"]) -> float:
+    """Mean over the pairs i < j."""
+    return float(matrix[np.triu_indices(len(matrix), 1)].mean())
+
+
+def _interval(mean: float, error: float, count: int, level: float) -> Interval:
+    reach = float(student.ppf((1 + level) / 2, count - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def monte_carlo_p(observed: float, draws: Float[np.ndarray, "draws"]) -> float:
+    """(1 + number of draws ≥ observed) / (1 + draws): never below 1/(R + 1)."""
+    return float((1 + (np.asarray(draws) >= observed).sum()) / (1 + len(draws)))

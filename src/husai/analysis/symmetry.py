@@ -1,0 +1,78 @@
+"""One dictionary, or one up to the task's symmetry? (docs/method.md §Symmetry)
+
+The symmetry c → c + Δ rotates all true planes jointly and maps one good dictionary to another. As an operator S_Δ it is
+the identity off the subspaces that carry the answer and, inside them, the least-squares linear map from the answer
+means μ_c to μ_{c+Δ}; atoms are renormalised after it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.activations import Activations
+from husai.analysis.matching import match
+from husai.truth.planes import GroundTruth
+
+EXACT_ATOMS = 256  # up to here every shift is matched exactly
+SHORTLIST = 3  # beyond, `aligned` matches exactly only the shifts with the largest upper bounds
+
+
+class Shifts(NamedTuple):
+    """S_Δ for Δ = 0 … n − 1: `basis` (d, r) of the answer subspaces, `maps` (n, r, r) acting on row coordinates."""
+
+    basis: Float[Tensor, "d r"]
+    maps: Float[Tensor, "n r r"]
+
+    def similarity(self, A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]):
+        """A function Δ → cosines (n_A, n_B) of A with S_Δ B."""
+        inside_a, inside_b = A @ self.basis, B @ self.basis
+        outside = A @ B.T - inside_a @ inside_b.T
+        rest = (1 - inside_b.pow(2).sum(1)).clamp(min=0)
+
+        def at(delta: int) -> Float[np.ndarray, "n_A n_B"]:
+            moved = inside_b @ self.maps[delta]
+            norms = (rest + moved.pow(2).sum(1)).clamp(min=1e-12).sqrt()
+            return ((outside + inside_a @ moved.T) / norms).numpy()
+
+        return at
+
+
+def shift_maps(activations: Activations, truth: GroundTruth) -> Shifts | None:
+    """The operators S_Δ of a hook; None where no true subspace carries the answer, so that shifts do nothing."""
+    if truth.answer_span is None:
+        return None
+    view = activations.task.group
+    x = activations.x[view.rows].double()
+    coordinates = (x - x.mean(0)) @ truth.answer_span
+    counts = view.s.bincount(minlength=view.n)[:, None]
+    means = coordinates.new_zeros(view.n, coordinates.shape[1]).index_add_(0, view.s, coordinates) / counts
+    maps = [torch.linalg.lstsq(means, means.roll(-delta, 0)).solution for delta in range(view.n)]
+    return Shifts(truth.answer_span.float(), torch.stack(maps).float())
+
+
+def shifted(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
+    """Mean over `deltas` (all Δ ≠ 0, or a spaced sample of them) of pwmcc(A, S_Δ B).
+
+    With B = A this is `self_shift`: how nearly one dictionary is closed under the symmetry.
+    """
+    at = shifts.similarity(A, B)
+    return float(np.mean([match(at(delta)).cosines.mean() for delta in deltas]))
+
+
+def aligned(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
+    """Max over `deltas` (all Δ, 0 included) of pwmcc(A, S_Δ B).
+
+    Above 256 atoms only the few Δ with the largest upper bound (mean row maximum and mean column maximum) are matched,
+    so the figure is a lower bound of the maximum there; its null is computed the same way.
+    """
+    at = shifts.similarity(A, B)
+    if max(len(A), len(B)) > EXACT_ATOMS:
+        bounds = []
+        for delta in deltas:
+            similarity = at(delta)
+            bounds.append(min(similarity.max(0).mean(), similarity.max(1).mean()))
+        deltas = [deltas[i] for i in np.argsort(bounds)[::-1][:SHORTLIST]]
+    return float(max(match(at(delta)).cosines.mean() for delta in deltas))

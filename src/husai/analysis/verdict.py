@@ -1,0 +1,38 @@
+"""Numbers into sentences: which rungs of the ladder an agreement exceeds, and what its symmetry figures mean."""
+
+from husai.analysis.stats import Interval
+
+CLOSE = 0.02  # symmetry figures closer than this are called equal
+MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell anything
+
+
+def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
+    """Which rungs `score` exceeds: those whose upper end lies below the lower end of its interval over seeds."""
+    if not score.low == score.low:
+        return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
+    names = sorted(rungs, key=lambda name: rungs[name].mean)
+    above = [name for name in names if score.low > rungs[name].high]
+    rest = [f"{name} ({rungs[name].mean:.3f})" for name in names if name not in above]
+    value = f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    if not above:
+        return f"{value} exceeds no rung; it does not even exceed {rest[0]}."
+    if not rest:
+        return f"{value} exceeds every rung that needs no training: {', '.join(above)}."
+    return f"{value} exceeds {', '.join(above)}, but not {', '.join(rest)}."
+
+
+def symmetry_sentence(
+    score: float, shifted: float, self_shift: float, aligned: Interval, aligned_null: Interval, moved: float
+) -> str:
+    """What the symmetry figures say. moved: unweighted share of the atoms' energy in the answer subspaces' hook truth."""
+    if moved < MOVED:
+        return f"Shifts move only {moved:.0%} of these atoms' energy, so the symmetry figures say little."
+    if aligned.low <= aligned_null.high:
+        return "Even the best shift does not bring the seeds together beyond data points."
+    if score > shifted + CLOSE:
+        return "The seeds share absolute phases: a shifted copy agrees less."
+    if self_shift >= score - CLOSE:
+        return "The dictionary is nearly closed under the symmetry: it agrees with its own shifts as with other seeds."
+    if aligned.mean > max(score, shifted) + CLOSE:
+        return "The seeds agree on one dictionary up to the symmetry: the best shift agrees better than none."
+    return "A shifted copy agrees as well as the seed itself, and no shift agrees much better."

@@ -1,0 +1,193 @@
+"""One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from husai.activations import extract
+from husai.config import AnalysisConfig, SAEConfig, content_hash
+from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
+from husai.runs import load_model
+from husai.sae.base import SAEEnsemble
+from husai.sae.train import TrainedSAEs
+from husai.tasks import Task
+from husai.workflow import train_sae_run
+
+RECORD_COLUMNS = (
+    *("suite", "task", "p", "model", "hook", "tier", "architecture", "d_sae", "sparsity_param", "sparsity"),
+    *("init_seed", "data_seed", "model_seed", "init_seed_b", "data_seed_b", "model_seed_b"),
+    *("step", "metric", "null", "value", "ci_low", "ci_high", "n", "run_id", "converged", "verified"),
+)
+INTEGER_COLUMNS = tuple(name for name in RECORD_COLUMNS if "seed" in name)
+EV_TOLERANCE = 0.002  # converged: EV and pwmcc moved less than these over the last doubling of steps
+PWMCC_TOLERANCE = 0.01
+SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is computed. `run_id` identifies the science: neither suite, folders nor device enter it."""
+
+    config: SAEConfig
+    hook: str
+    model_id: str
+    analysis: AnalysisConfig
+
+    @property
+    def run_id(self) -> str:
+        return content_hash(self.config, self.hook, self.model_id, self.analysis)
+
+    @property
+    def title(self) -> str:
+        kind, (name, value) = self.config.sae, self.config.sae.sparsity
+        return f"{self.hook.removeprefix('blocks.')} {kind.architecture} d_sae={kind.d_sae} {name}={value:g}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell with all a worker in another process needs. model_path: weights or run folder; folder: the run's place."""
+
+    cell: Cell
+    suite: str
+    model_name: str
+    model_path: str
+    op: str
+    model_seed: int | None
+    verified: bool
+    folder: str
+    threads: int
+    device: str = "cpu"
+
+
+def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
+    """The steps at which everything is measured: the curve's, half-way (for the convergence flag) and the end."""
+    return tuple(sorted({0, steps // 2, steps, *(s for s in curve if s < steps)}))
+
+
+def has_converged(curve: dict[int, Measurement], steps: int) -> bool:
+    """Whether EV moved by less than .002 and mean pwmcc by less than .01 over the last doubling of steps."""
+    metrics = [m for m in ("explained_variance", "pwmcc") if m == "explained_variance" or m in curve[steps].matrices]
+    moved = [abs(curve[steps].value(m).mean - curve[steps // 2].value(m).mean) for m in metrics]
+    return all(change < limit for change, limit in zip(moved, (EV_TOLERANCE, PWMCC_TOLERANCE), strict=False))
+
+
+def run_cell(job: Job) -> str:
+    """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
+    torch.set_num_threads(job.threads)
+    cell, steps = job.cell, job.cell.config.training.steps
+    model, task, _ = load_model(job.model_path, job.op)
+    hook = Hook.of(extract(model, task, cell.hook))
+    curve: dict[int, Measurement] = {}
+    latest: list[Members] = []
+
+    def observe(step: int, ensemble: SAEEnsemble) -> bool:
+        latest[:] = [Members.of(ensemble, hook.activations)]
+        curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
+        return False
+
+    def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
+        converged, end = has_converged(curve, steps), curve[steps]
+        frames = [records_of(job, task, step, point.rows, converged) for step, point in curve.items()]
+        pd.concat(frames, ignore_index=True).to_parquet(folder / "records.parquet", index=False)
+        atoms = atom_table(latest[0], trained.ensemble, hook)
+        identity = identity_of(job, task)
+        named = {column: identity[column] for column in RECORD_COLUMNS[:10]}
+        atoms.assign(**named, run_id=cell.run_id).to_parquet(folder / "atoms.parquet", index=False)
+        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **_arrays(trained.ensemble, hook, end, latest[0]))
+        return summary(end, converged)
+
+    meta = {
+        "model_name": job.model_name,
+        "hook_name": cell.hook,
+        "task": task.op,
+        "p": task.p,
+        "verified": job.verified,
+        "run_id": cell.run_id,
+    }
+    train_sae_run(
+        hook.activations.x,
+        cell.config,
+        Path(job.folder),
+        meta,
+        stop=observe,
+        stop_at=checkpoints(steps, cell.analysis.curve),
+        finish=finish,
+        device=job.device,
+    )
+    return cell.run_id
+
+
+def identity_of(job: Job, task: Task) -> dict[str, Any]:
+    """The record columns that are the same in every row of a cell."""
+    kind, (name, value) = job.cell.config.sae, job.cell.config.sae.sparsity
+    return {
+        "suite": job.suite,
+        "task": task.op,
+        "p": task.p,
+        "model": job.model_name,
+        "hook": job.cell.hook,
+        "tier": "trained",
+        "architecture": kind.architecture,
+        "d_sae": kind.d_sae,
+        "sparsity_param": name,
+        "sparsity": value,
+        "model_seed": job.model_seed,
+        "run_id": job.cell.run_id,
+        "verified": job.verified,
+    }
+
+
+def records_of(job: Job, task: Task, step: int, rows: list[Row], converged: bool) -> pd.DataFrame:
+    """Tidy records of one measurement: one row a number."""
+    config, identity = job.cell.config, identity_of(job, task)
+
+    def seeds(index: int | None, suffix: str) -> dict[str, int | None]:
+        known = index is not None
+        return {
+            f"init_seed{suffix}": config.init_seeds[index] if known else None,
+            f"data_seed{suffix}": config.data_seeds[index] if known else None,
+            **({f"model_seed{suffix}": job.model_seed if known else None} if suffix else {}),
+        }
+
+    lines = [
+        {
+            **identity,
+            **seeds(row.seed, ""),
+            **seeds(row.seed_b, "_b"),
+            "step": step,
+            "metric": row.metric,
+            "null": row.null,
+            "value": row.value,
+            "ci_low": row.low,
+            "ci_high": row.high,
+            "n": row.n,
+            "converged": converged,
+        }
+        for row in rows
+    ]
+    frame = pd.DataFrame(lines, columns=list(RECORD_COLUMNS))
+    return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64"))
+
+
+def summary(end: Measurement, converged: bool) -> dict[str, Any]:
+    """The flat `metrics.json` of a cell."""
+    figures = {row.metric: row.value for row in end.rows if row.seed is None and not row.null}
+    nulls = {f"{row.metric}_{row.null}": row.value for row in end.rows if row.seed is None and row.null}
+    sentence = verdict(end) if "pwmcc" in end.matrices else ""
+    return {**figures, **nulls, "converged": converged, "verdict": sentence}
+
+
+def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Members) -> dict[str, np.ndarray]:
+    """Small figure data: the S×S matrices and, for seed 0, the codes of its most energetic atoms over (a, b)."""
+    task = hook.activations.task
+    energy = members.fits[0].energy
+    shown = energy.topk(min(SHOWN_ATOMS, len(energy))).indices
+    codes = ensemble.member(0).encode(hook.activations.x)[:, shown]
+    maps = torch.zeros(len(shown), task.p, task.p)
+    maps[:, task.a, task.b] = codes.T
+    matrices = {name: matrix.astype(np.float32) for name, matrix in end.matrices.items()}
+    return {**matrices, "tuning_maps": maps.numpy().astype(np.float16), "tuning_atoms": shown.numpy()}

@@ -1,0 +1,251 @@
+"""The `husai` command: parse, call one function, print. Heavy imports stay inside the commands."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from husai import console
+from husai.console import exits, say
+
+app = typer.Typer(
+    help="Ground-truth benchmark suite for the stability of sparse autoencoders (SAEs).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+model_app = typer.Typer(help="Train, verify and list the transformers under study.", no_args_is_help=True)
+activations_app = typer.Typer(help="Activations of the whole input grid.", no_args_is_help=True)
+sae_app = typer.Typer(help="Train sparse autoencoders.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(activations_app, name="activations")
+app.add_typer(sae_app, name="sae")
+
+ModelArg = Annotated[str, typer.Argument(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value settings on top of the config, such as sae.k=8")]  # noqa: UP045
+OpOption = Annotated[Optional[str], typer.Option(help="operation of a bare weights file: add, sub, mul, div, squares")]  # noqa: UP045
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")]
+UnverifiedOption = Annotated[bool, typer.Option(help="go on if the gate fails; every result is marked unverified")]
+JobsOption = Annotated[int, typer.Option(min=1, help="cells computed at once, each in its own process")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"husai {version('husai')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+def _device(name: str) -> str:
+    """Raises HusaiError unless the device is there."""
+    import torch
+
+    from husai.errors import HusaiError
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise HusaiError(f"--device {name}: not available here; cpu always is") from None
+    return name
+
+
+@app.command()
+@exits
+def smoke(
+    out: Annotated[Path, typer.Option(help="folder for the results; an earlier smoke run there is replaced")] = Path(
+        "results/smoke"
+    ),
+    jobs: JobsOption = os.cpu_count() or 1,
+    device: DeviceOption = "cpu",
+) -> int:
+    """The whole pipeline, small and real, in minutes: train, prove, train SAEs, compare, draw."""
+    from husai.config import SuiteConfig
+    from husai.resources import find_config
+    from husai.suite import run_smoke
+
+    suite = SuiteConfig.load(find_config("smoke", "suites"))
+    return run_smoke(suite, out, jobs=jobs, device=_device(device))
+
+
+@model_app.command("train")
+@exits
+def model_train(
+    overrides: Overrides = None,
+    config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as add-p113")] = "add-p113",
+    seed: Annotated[Optional[int], typer.Option(help="sets the init, split and batch seeds")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/model"),
+    attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
+    device: DeviceOption = "cpu",
+    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+) -> int:
+    """Train a transformer until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
+    from husai.config import ModelConfig
+    from husai.resources import find_config
+    from husai.suite import train_and_report
+
+    recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
+    recipe = recipe if seed is None else recipe.with_seed(seed)
+    return train_and_report(recipe, out, attempts=attempts, device=_device(device), quiet=quiet)
+
+
+@model_app.command("verify")
+@exits
+def model_verify(model: ModelArg, op: OpOption = None, json: JsonOption = False) -> int:
+    """Is this model the Fourier circuit? Exit 0 if the gate passes, 1 if it fails, 2 if it cannot be read."""
+    from husai.runs import load_model
+    from husai.truth.circuit import verify
+
+    loaded, task, ignored = load_model(model, op)
+    if ignored:
+        console.err.print(f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False)
+    report = verify(loaded, task)
+    if json:
+        console.show_json(report.to_json())
+    else:
+        for line in console.gate_lines(report):
+            say(line)
+    return 0 if report.passed else 1
+
+
+@model_app.command("list")
+@exits
+def model_list(json: JsonOption = False) -> None:
+    """The reference models that are shipped."""
+    import json as json_module
+
+    from husai.resources import reference_dir, reference_names
+
+    rows = []
+    for name in reference_names():
+        gate = json_module.loads((reference_dir() / name / "gate.json").read_text(encoding="utf-8"))
+        rows.append({"name": name, **{key: gate[key] for key in ("op", "p", "key_frequencies", "fve", "passed")}})
+    if json:
+        return console.show_json(rows)
+    for row in rows:
+        say(f"{row['name']:<12} {row['op']} mod {row['p']}, keys {row['key_frequencies']}, fve {row['fve']:.3f}")
+    return None
+
+
+@activations_app.command("extract")
+@exits
+def activations_extract(
+    model: ModelArg,
+    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
+    layer: Annotated[Optional[int], typer.Option(help="layer of a short hook name; the last by default")] = None,  # noqa: UP045
+    position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
+    op: OpOption = None,
+    out: Annotated[Path, typer.Option(help="file to write (.safetensors: x, a, b, label)")] = Path("activations.safetensors"),
+    json: JsonOption = False,
+) -> None:
+    """Write the activations of the whole grid at one hook, and print their true subspaces."""
+    from husai.activations import extract
+    from husai.runs import load_model
+    from husai.suite import describe_hook, save_activations
+
+    loaded, task, _ = load_model(model, op)
+    activations = extract(loaded, task, hook, layer=layer, position=position)
+    save_activations(activations, out)
+    description = describe_hook(activations)
+    if json:
+        return console.show_json(description)
+    say(
+        f"{out}: {tuple(activations.x.shape)} at {activations.hook}, mean {activations.x.mean():.4f}, std {activations.x.std():.4f}"
+    )
+    for subspace in description["subspaces"]:
+        say(f"  {subspace['label']:<24} share {subspace['share']:.3f}  dimensions {subspace['dim']}")
+    return None
+
+
+@sae_app.command("train")
+@exits
+def sae_train(
+    model: ModelArg,
+    overrides: Overrides = None,
+    config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
+    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
+    layer: Annotated[Optional[int], typer.Option(help="layer of a short hook name; the last by default")] = None,  # noqa: UP045
+    seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
+    op: OpOption = None,
+    out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
+    device: DeviceOption = "cpu",
+    allow_unverified: UnverifiedOption = False,
+    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Train SAEs on one hook of a verified model; the folder opens with sae_lens.SAE.load_from_disk."""
+    from husai.config import SAEConfig
+    from husai.resources import find_config
+    from husai.single import Request, train_single
+
+    chosen = SAEConfig.load(find_config(config, "examples"), overrides or [])
+    if seeds > 1:
+        many = tuple(range(seeds))
+        chosen = SAEConfig.parse({**chosen.model_dump(), "init_seeds": many, "data_seeds": many}, "--seeds")
+    request = Request(model, hook, layer, -1, op, chosen, out, allow_unverified, _device(device), quiet or json)
+    metrics = train_single(request)
+    if json:
+        console.show_json(metrics)
+    return 0
+
+
+@app.command()
+@exits
+def sweep(
+    suite: Annotated[str, typer.Argument(help="a suite's YAML file, or a shipped name such as default")],
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option(help="results folder (default results/<suite>)")] = None,  # noqa: UP045
+    runs: Annotated[Path, typer.Option(help="folder for run folders")] = Path("runs"),
+    jobs: JobsOption = os.cpu_count() or 1,
+    device: DeviceOption = "cpu",
+    allow_unverified: UnverifiedOption = False,
+    dry_run: Annotated[bool, typer.Option(help="list the cells and whether they are finished, and stop")] = False,
+) -> int:
+    """Compute the missing cells of a suite and write its results; stop and start it as you like."""
+    from husai.config import SuiteConfig
+    from husai.resources import find_config
+    from husai.suite import run_suite
+
+    chosen = SuiteConfig.load(find_config(suite, "suites"), overrides or [])
+    return run_suite(
+        chosen,
+        out or Path("results") / chosen.name,
+        runs,
+        jobs=jobs,
+        device=_device(device),
+        allow_unverified=allow_unverified,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
+@exits
+def report(
+    results: Annotated[Path, typer.Argument(help="a results folder such as results/default")],
+    out: Annotated[Optional[Path], typer.Option(help="where to write (default: the results folder)")] = None,  # noqa: UP045
+) -> None:
+    """Draw the figures (PDF and PNG) and write summary.md and the CSV matrices."""
+    from husai.report.write import write_report
+
+    for path in write_report(results, out or results):
+        say(str(path))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point. Bad usage exits with 2 like all bad input."""
+    sys.argv[0] = "husai"
+    return app(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Frozen, typed configs: YAML in, unknown keys refused, content hash out. One dial per idea.
+
+A config is a value: it never changes after it was read, it says everything that determines a result, and its hash is
+the identity of the run (`content_hash`). Where things run (device, folders, trackers) is not part of a config.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from husai.errors import HusaiError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of all configs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, data: object, where: str = "config") -> Self:
+        """Build from plain data. Raises HusaiError naming `where` and the key that is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise HusaiError(f"{where}: {_explain(error)}") from None
+
+    @classmethod
+    def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Self:
+        """Read a YAML file and apply `key=value` overrides with dotted keys, such as `sae.k=8`."""
+        return cls.parse(override(read_yaml(path), overrides), str(path))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a pydantic error as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{more}"
+    if first["type"] == "missing":
+        return f"key '{key}' is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"'{key}': {message[0].lower() + message[1:]}{shown}{more}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises HusaiError if it is missing, unreadable or not a mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HusaiError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HusaiError(f"{path}: cannot be read ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        raise HusaiError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise HusaiError(f"{path}: must hold a mapping of keys to values")
+    return data
+
+
+def override(data: dict[str, Any], overrides: tuple[str, ...] | list[str]) -> dict[str, Any]:
+    """A copy of `data` with `a.b=value` settings applied; values are read as YAML."""
+    data = json.loads(json.dumps(data))
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise HusaiError(f"override '{item}': must have the form key=value, such as sae.k=8")
+        *parents, leaf = key.split(".")
+        place = data
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise HusaiError(f"override '{item}': '{parent}' is not a group of keys")
+        try:
+            place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise HusaiError(f"override '{item}': the value is not valid YAML") from None
+    return data
+
+
+def content_hash(*parts: object) -> str:
+    """12 hex digits that identify configs and plain values by content, whatever the order of their keys."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Config) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class TaskConfig(Config):
+    """A modular operation."""
+
+    op: str = Field("add", description="add, sub, mul, div or squares (a² + b²)")
+    p: int = Field(113, description="prime modulus")
+
+
+class TransformerConfig(Config):
+    """The shape of the transformer."""
+
+    layout: Literal["abe", "husai"] = Field("abe", description="abe: [a, b, =], 1 layer; husai: 2 layers, LayerNorm")
+    d_model: Positive = Field(128, description="width of the residual stream")
+    n_heads: Positive = Field(4, description="attention heads; must divide d_model")
+    d_mlp: Positive = Field(512, description="neurons of the MLP")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads {self.n_heads} does not divide d_model {self.d_model}")
+        return self
+
+
+class TransformerTrainingConfig(Config):
+    """How the transformer is trained: AdamW on a float64 cross-entropy at the last position."""
+
+    frac_train: float = Field(0.5, gt=0, lt=1, description="share of the grid trained on")
+    batch_size: Positive | None = Field(2048, description="pairs a step; null trains on the full batch")
+    steps: Positive = Field(1500, description="optimiser steps")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1.5, ge=0, description="decoupled weight decay")
+    beta2: float = Field(0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
+    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
+    decay_fraction: Fraction = Field(0.5, description="last share of steps over which lr falls linearly to 0")
+    init_seed: int = Field(0, ge=0, description="seed of the initial weights")
+    split_seed: int = Field(0, ge=0, description="seed of the train/test split")
+    batch_seed: int = Field(0, ge=0, description="seed of the order of batches")
+    shuffle_labels: bool = Field(False, description="negative control: permute the labels, so that nothing can be learned")
+    log_every: Positive = Field(100, description="steps between evaluations on the held-out pairs")
+    checkpoint_epochs: Positive | None = Field(None, description="passes over the training pairs between checkpoints")
+
+
+class ModelConfig(Config):
+    """Everything that determines a trained transformer."""
+
+    task: TaskConfig = TaskConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    training: TransformerTrainingConfig = TransformerTrainingConfig()
+
+    def with_seed(self, seed: int) -> "ModelConfig":
+        """The same recipe with all three seeds set to `seed`."""
+        training = self.training.model_copy(update=dict.fromkeys(("init_seed", "split_seed", "batch_seed"), seed))
+        return self.model_copy(update={"training": training})
+
+
+class TopKConfig(Config):
+    """TopK SAE (Gao et al. 2024)."""
+
+    architecture: Literal["topk"] = "topk"
+    d_sae: Positive = Field(1024, description="latents")
+    k: Positive = Field(32, description="active latents a sample")
+    decoder_norm: Literal["unit", "weighted"] = Field(
+        "unit",
+        description="unit: decoder rows are projected to norm 1 each step; weighted: codes are scaled by the norms",
+    )
+    auxk_coefficient: float = Field(1.0, ge=0, description="weight of the dead latents' reconstruction of the residual")
+    k_aux: Positive | None = Field(None, description="dead latents used for it; null means d_in / 2")
+    dead_steps: Positive = Field(100, description="steps without firing after which a latent counts as dead in training")
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.d_sae:
+            raise ValueError(f"k {self.k} exceeds d_sae {self.d_sae}; allowed is 1 to d_sae")
+        return self
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return "k", float(self.k)
+
+
+class ReLUConfig(Config):
+    """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
+
+    architecture: Literal["relu"] = "relu"
+    d_sae: Positive = Field(1024, description="latents")
+    l1_coefficient: float = Field(1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
+    l1_warmup_steps: int = Field(100, ge=0, description="steps over which λ rises linearly from 0")
+    decoder_norm: Literal["unit", "weighted"] = Field(
+        "unit",
+        description="unit: decoder rows are projected to norm 1 each step; weighted: only the penalty sees norms",
+    )
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return "l1_coefficient", self.l1_coefficient
+
+
+ArchitectureConfig = Annotated[TopKConfig | ReLUConfig, Field(discriminator="architecture")]
+
+
+class SAETrainingConfig(Config):
+    """How SAEs are trained: Adam on batches drawn without replacement from the whole grid."""
+
+    steps: Positive = Field(1500, description="optimiser steps")
+    batch_size: Positive = Field(1024, description="samples a step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    decay_fraction: Fraction = Field(0.3, description="last share of steps over which lr falls linearly to 0")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
+    clip_norm: float | None = Field(1.0, gt=0, description="each seed's gradient is scaled down to this norm; null: never")
+    resample_every: Positive | None = Field(None, description="steps between resamplings of dead latents; null: never")
+    resample_until: Fraction = Field(0.6, description="share of the steps after which nothing is resampled any more")
+
+
+class SAEConfig(Config):
+    """Everything that determines a stack of SAEs but the activations: architecture, training, seeds."""
+
+    sae: ArchitectureConfig
+    training: SAETrainingConfig = SAETrainingConfig()
+    init_seeds: tuple[int, ...] = Field((0,), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[int, ...] = Field((0,), description="seed of the order of batches, one an SAE")
+
+    @model_validator(mode="after")
+    def _seeds_pair(self) -> Self:
+        if len(self.init_seeds) != len(self.data_seeds) or not self.init_seeds:
+            raise ValueError("init_seeds and data_seeds must be lists of equal length, one entry an SAE")
+        return self
+
+
+class AnalysisConfig(Config):
+    """What is computed beside the raw scores. More draws cost time and narrow the chance levels."""
+
+    curve: tuple[int, ...] = Field((0, 30, 100, 300, 1000), description="steps at which every score is taken; the end is added")
+    null_draws: Positive = Field(100, description="draws of each null at the end of training, for up to 256 atoms")
+    wide_null_draws: Positive = Field(20, description="the same for more than 256 atoms")
+    curve_null_draws: Positive = Field(2, description="draws of each null at the other points of the curve")
+    aligned_null_draws: Positive = Field(2, description="draws of the aligned score's null at the end of training")
+    shifts: Positive = Field(16, description="shifts averaged over at the end, for more than 256 atoms; below that all")
+    curve_shifts: Positive = Field(4, description="shifts averaged and searched at the other points, for more than 256 atoms")
+
+
+class SuiteEntry(Config):
+    """One architecture at one sparsity; it is trained at every hook of the suite."""
+
+    sae: ArchitectureConfig
+    training: SAETrainingConfig = SAETrainingConfig()
+
+
+class SuiteConfig(Config):
+    """A sweep: one model × hooks × entries × seeds."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
+    model: str | ModelConfig = Field("add-p113-0", description="a MODEL by name or path, or a recipe to train first")
+    hooks: tuple[str, ...] = Field(min_length=1, description="hooks, short or full")
+    entries: tuple[SuiteEntry, ...] = Field(min_length=1)
+    init_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
+    analysis: AnalysisConfig = AnalysisConfig()

@@ -1,0 +1,101 @@
+"""What commands and scripts print, and how they end: progress, tables, one-sentence errors, exit codes."""
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from husai.errors import HusaiError
+
+P = ParamSpec("P")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise Terminated
+
+
+def exits(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turn what a command raises into a sentence and an exit code: 2 bad input, 1 gate failed, 130 and 143 interrupted."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from husai.runs import GateFailed, reason
+
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            code = command(*args, **kwargs) or 0
+        except HusaiError as error:
+            code = fail(str(error), 2)
+        except GateFailed as error:
+            code = fail(str(error), 1)
+        except OSError as error:
+            code = fail(f"{error.filename or 'a file'}: {reason(error)}", 2)
+        except KeyboardInterrupt:
+            code = fail("interrupted; nothing half-written remains, and the same command goes on from what is finished", 130)
+        except Terminated:
+            code = fail("terminated; nothing half-written remains, and the same command goes on from what is finished", 143)
+        sys.exit(code)
+
+    return run
+
+
+def fail(message: str, code: int) -> int:
+    err.print(f"husai: {message}", style="red", markup=False)
+    return code
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    out.print(text, style=style, markup=False)
+
+
+def show_json(data: object) -> None:
+    """JSON on standard output and nothing else; NaN becomes null."""
+    sys.stdout.write(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def progress(quiet: bool = False) -> Progress:
+    """A progress bar with room for a line of figures; silent where nobody watches."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=out,
+        transient=True,
+        disable=quiet or not out.is_terminal,
+    )
+
+
+def gate_lines(report: Any) -> list[str]:
+    """A gate report for people. (`report` is a husai.truth.circuit.GateReport; typed loosely to keep torch unloaded.)"""
+    mark = {True: "holds ", False: "FAILED"}
+    lines = [f"Gate for {report.op} mod {report.p}: {'PASSED' if report.passed else 'FAILED'}"]
+    lines += [f"  {mark[condition.passed]}  {condition}" for condition in report.conditions]
+    lines += [
+        f"  key frequencies ({report.key_rule} rule): {list(report.key_frequencies)}",
+        f"  by the logits rule: {list(report.key_frequencies_logits)} · "
+        f"in W_E (over-counts, never used): {list(report.key_frequencies_embedding)}",
+        f"  neuron purity {report.neuron_purity:.3f} · variant {report.variant}",
+    ]
+    return lines

@@ -1,0 +1,125 @@
+"""The results of a suite as the report sees them."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from husai.analysis.stats import Interval
+from husai.errors import HusaiError
+
+NULLS = ("ambient", "untrained", "data", "data_points")
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class CellView:
+    """One cell: its labels and its figures over all seeds."""
+
+    run_id: str
+    hook: str
+    architecture: str
+    d_sae: int
+    sparsity_param: str
+    sparsity: float
+    converged: bool
+    records: pd.DataFrame
+
+    @property
+    def short_hook(self) -> str:
+        return self.hook.rsplit("hook_", 1)[-1]
+
+    @property
+    def label(self) -> str:
+        name = {"topk": "TopK", "relu": "ReLU"}.get(self.architecture, self.architecture)
+        dial = {"k": "k", "l1_coefficient": "λ"}.get(self.sparsity_param, self.sparsity_param)
+        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
+
+    @property
+    def steps(self) -> int:
+        return int(self.records["step"].max())
+
+    @cached_property
+    def _overall(self) -> dict[tuple[int, str, str], Interval]:
+        rows = self.records[self.records["init_seed"].isna()]
+        return {
+            (int(r.step), str(r.metric), str(r.null)): Interval(float(r.value), float(r.ci_low), float(r.ci_high))
+            for r in rows.itertuples()
+        }
+
+    def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
+        """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
+        return self._overall.get((self.steps if step is None else step, metric, null), Interval(NAN, NAN, NAN))
+
+    def curve(self, metric: str, null: str = "") -> tuple[list[int], list[Interval]]:
+        """The figure at every step it was taken at."""
+        steps = sorted(step for step, name, which in self._overall if (name, which) == (metric, null))
+        return steps, [self._overall[step, metric, null] for step in steps]
+
+    def matrix(self, metric: str) -> np.ndarray:
+        """S×S matrix of a pairwise score at the end; the diagonal is 1."""
+        rows = self.records
+        rows = rows[(rows["metric"] == metric) & (rows["step"] == self.steps) & rows["init_seed_b"].notna()]
+        first, second = (list(zip(rows[f"init_seed{s}"], rows[f"data_seed{s}"], strict=True)) for s in ("", "_b"))
+        seeds = sorted({*first, *second})
+        matrix = np.eye(len(seeds))
+        for a, b, value in zip(first, second, rows["value"], strict=True):
+            matrix[seeds.index(a), seeds.index(b)] = matrix[seeds.index(b), seeds.index(a)] = value
+        return matrix
+
+    @property
+    def slug(self) -> str:
+        return f"{self.short_hook}_{self.architecture}_{self.d_sae}_{self.sparsity_param}{self.sparsity:g}"
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """Everything a report reads."""
+
+    folder: Path
+    records: pd.DataFrame
+    atoms: pd.DataFrame
+    gate: dict[str, Any]
+    truth: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "SuiteResults":
+        """Raises HusaiError if a table is missing or damaged."""
+        try:
+            return cls(
+                folder,
+                pd.read_parquet(folder / "records.parquet"),
+                pd.read_parquet(folder / "atoms.parquet"),
+                json.loads((folder / "gate.json").read_text(encoding="utf-8")),
+                json.loads((folder / "truth.json").read_text(encoding="utf-8")),
+            )
+        except FileNotFoundError as error:
+            raise HusaiError(f"{folder}: is not a suite's results folder (no {Path(str(error.filename)).name})") from None
+        except (OSError, ValueError) as error:
+            raise HusaiError(f"{folder}: holds a damaged table ({error.__class__.__name__})") from None
+
+    @property
+    def name(self) -> str:
+        return str(self.records["suite"].iloc[0])
+
+    @property
+    def seeds(self) -> int:
+        return int(self.records["init_seed"].dropna().nunique())
+
+    @cached_property
+    def cells(self) -> list[CellView]:
+        """Cells by hook, width, architecture and sparsity."""
+        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged"]
+        groups = self.records.groupby(keys, sort=True)
+        return [
+            CellView(str(run), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows)  # pyright: ignore
+            for (hook, d, kind, name, value, run, done), rows in groups  # pyright: ignore
+        ]
+
+    def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
+        with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
+            return dict(data)

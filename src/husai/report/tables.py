@@ -1,0 +1,193 @@
+"""`summary.md` and the CSV matrices of a suite."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from husai.analysis.stats import Interval
+from husai.analysis.verdict import rung_sentence, symmetry_sentence
+from husai.report.results import NULLS, CellView, SuiteResults
+
+
+def number(value: float, digits: int = 3) -> str:
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def interval(value: Interval, digits: int = 3) -> str:
+    if value.low != value.low:
+        return number(value.mean, digits)
+    return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def named(cell: CellView) -> list[str]:
+    return [cell.short_hook, cell.label + ("" if cell.converged else " *")]
+
+
+def fit_table(results: SuiteResults) -> str:
+    header = ["hook", "SAE", "steps", "EV", "L0", "dead", "live atoms"]
+    rows = [
+        [
+            *named(cell),
+            str(cell.steps),
+            interval(cell.value("explained_variance"), 4),
+            interval(cell.value("l0"), 2),
+            f"{cell.value('dead').mean:.1%}",
+            number(cell.value("n_live").mean, 1),
+        ]
+        for cell in results.cells
+    ]
+    return markdown(header, rows)
+
+
+def stability_table(results: SuiteResults) -> str:
+    header = ["hook", "SAE", "pwmcc", *NULLS, "adjusted by data_points", "max_cosine"]
+    rows = [
+        [
+            *named(cell),
+            interval(cell.value("pwmcc")),
+            *(number(cell.value("pwmcc", null).mean) for null in NULLS),
+            adjusted_text(cell, "data_points"),
+            number(cell.value("max_cosine").mean),
+        ]
+        for cell in results.cells
+    ]
+    return markdown(header, rows)
+
+
+def adjusted_text(cell: CellView, null: str) -> str:
+    """The adjusted score, or the plain difference where the null is above .9 and a ratio would mean nothing."""
+    score = cell.value("pwmcc_adjusted", null)
+    if score.mean == score.mean:
+        return interval(score)
+    return f"difference {interval(cell.value('pwmcc_difference', null))}"
+
+
+def symmetry_table(results: SuiteResults) -> str:
+    header = ["hook", "SAE", "pwmcc", "shifted", "self_shift", "aligned", "aligned data_points"]
+    rows = [
+        [
+            *named(cell),
+            *(number(cell.value(metric).mean) for metric in ("pwmcc", "shifted", "self_shift", "aligned")),
+            number(cell.value("aligned", "data_points").mean),
+        ]
+        for cell in results.cells
+    ]
+    return markdown(header, rows)
+
+
+def recovery_table(results: SuiteResults) -> str:
+    header = ["hook", "SAE", "fourier_overlap", *NULLS, "unweighted", "decoder_overlap", "purity"]
+    rows = [
+        [
+            *named(cell),
+            interval(cell.value("fourier_overlap")),
+            *(number(cell.value("fourier_overlap", null).mean) for null in NULLS),
+            number(cell.value("fourier_overlap_unweighted").mean),
+            number(cell.value("decoder_overlap").mean),
+            number(cell.value("purity").mean),
+        ]
+        for cell in results.cells
+    ]
+    return markdown(header, rows)
+
+
+def label_table(results: SuiteResults) -> str:
+    """How many live atoms carry which label, over all seeds."""
+    atoms = results.atoms[results.atoms["live"]]
+    labels = sorted(atoms["label"].unique())
+    rows = []
+    for cell in results.cells:
+        counts = atoms[atoms["run_id"] == cell.run_id]["label"].value_counts()
+        rows.append([*named(cell), *(str(int(counts.get(label, 0))) for label in labels)])
+    return markdown(["hook", "SAE", *labels], rows)
+
+
+def sentences(cell: CellView) -> tuple[str, str]:
+    """What the numbers say of one cell: the rungs it exceeds, and its symmetry."""
+    rungs = {
+        null: cell.value("pwmcc", null) for null in NULLS if cell.value("pwmcc", null).mean == cell.value("pwmcc", null).mean
+    }
+    symmetry = ""
+    if cell.value("aligned").mean == cell.value("aligned").mean:
+        symmetry = symmetry_sentence(
+            cell.value("pwmcc").mean,
+            cell.value("shifted").mean,
+            cell.value("self_shift").mean,
+            cell.value("aligned"),
+            cell.value("aligned", "data_points"),
+            cell.value("fourier_overlap_unweighted").mean,
+        )
+    return rung_sentence(cell.value("pwmcc"), rungs), symmetry
+
+
+def gate_lines(results: SuiteResults) -> str:
+    gate = results.gate
+    keys = ", ".join(str(k) for k in gate["key_frequencies"])
+    verdict = "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed_conditions'])}); all results unverified"
+    conditions = "\n".join(f"- {condition}" for condition in gate["conditions"])
+    return f"Model `{gate['model']}` ({gate['op']}, p = {gate['p']}): gate {verdict}; key frequencies {keys}.\n\n{conditions}\n"
+
+
+def truth_lines(results: SuiteResults) -> str:
+    lines = []
+    for hook, truth in results.truth.items():
+        parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
+        unexplained = truth["unexplained"]
+        rest = f"; in no Fourier family: {unexplained:.3f}" if unexplained is not None and unexplained == unexplained else ""
+        lines.append(f"- `{hook}` ({truth['dim']} dimensions): {parts}{rest}")
+    return "\n".join(lines) + "\n"
+
+
+def summary(results: SuiteResults) -> str:
+    """The text of `summary.md`."""
+    verdicts = "\n".join(
+        f"- **{cell.short_hook}, {cell.label}**{'' if cell.converged else ' (not converged)'}: {' '.join(sentences(cell)).strip()}"
+        for cell in results.cells
+    )
+    return f"""# Results of the suite `{results.name}`
+
+{len(results.cells)} cells of {results.seeds} seeds. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs).
+An asterisk marks cells that have not converged: EV or pwmcc still moved over the last doubling of steps.
+
+## The circuit
+
+{gate_lines(results)}
+## The truth at each hook
+
+{truth_lines(results)}
+## What the numbers say
+
+{verdicts}
+
+## Fit
+
+{fit_table(results)}
+## Stability: pwmcc beside its chance levels
+
+{stability_table(results)}
+## Symmetry
+
+{symmetry_table(results)}
+## Recovery: fourier_overlap beside its chance levels
+
+{recovery_table(results)}
+## Labels of live atoms
+
+{label_table(results)}"""
+
+
+def write_tables(results: SuiteResults, out: Path) -> list[Path]:
+    """`summary.md` and one CSV a cell and score with the S×S matrix."""
+    (out / "matrices").mkdir(parents=True, exist_ok=True)
+    written = [out / "summary.md"]
+    written[0].write_text(summary(results), encoding="utf-8")
+    for cell in results.cells:
+        for metric in ("pwmcc", "max_cosine"):
+            written.append(out / "matrices" / f"{metric}_{cell.slug}.csv")
+            pd.DataFrame(cell.matrix(metric)).round(6).to_csv(written[-1], index=False)
+    return written

@@ -1,0 +1,178 @@
+"""Run folders: written whole or not at all, with everything needed to trust and repeat them.
+
+A run folder holds `config.yaml` (replays it), weights, `metrics.json`, `history.csv`, `provenance.json` and, written
+last, `DONE`. It is built in a temporary folder beside its place and renamed into it.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from husai.config import Config, ModelConfig
+from husai.errors import HusaiError
+from husai.resources import reference_dir, reference_names
+from husai.tasks import Task
+from husai.transformer.model import Transformer
+from husai.transformer.weights import load_weights
+from husai.truth.circuit import GateReport, verify
+
+DONE = "DONE"
+WEIGHT_FILES = ("model.safetensors", "transformer_best.safetensors", "transformer_final.safetensors")
+
+
+class GateFailed(Exception):
+    """A model that should be ground truth fails the gate; the message names the failed conditions and by how much."""
+
+
+@contextmanager
+def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Path]:
+    """A fresh folder to fill; on success it gets `DONE` and becomes `place`, on any failure nothing remains.
+
+    Raises HusaiError if `place` already holds a finished run (unless `replace_existing`), holds foreign files, or
+    cannot be written (also when the disk fills up meanwhile).
+    """
+    if place.exists() and not replace_existing and (not place.is_dir() or any(place.iterdir())):
+        what = "already holds a finished run" if (place / DONE).exists() else "exists and is not an empty folder"
+        raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
+    temporary: Path | None = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        os.chmod(temporary, 0o755)
+        yield temporary
+        (temporary / DONE).write_text("")
+        _sync(temporary)
+        if place.exists():
+            shutil.rmtree(place)
+        temporary.rename(place)
+    except (OSError, SafetensorError) as error:
+        raise HusaiError(f"{place}: cannot be written ({reason(error)})") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file to disk before the rename makes it visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def reason(error: Exception) -> str:
+    """Why a file operation failed, in words."""
+    return error.strerror or str(error) if isinstance(error, OSError) else " ".join(str(error).split())
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's text in one step. Raises HusaiError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise HusaiError(f"{path}: cannot be written ({reason(error)})") from None
+
+
+def finished(place: Path) -> bool:
+    """Whether `place` holds a finished run."""
+    return (place / DONE).is_file()
+
+
+def provenance(**extra: object) -> dict[str, object]:
+    """Versions, commit, hardware and time; what never enters results but explains them."""
+    packages = ("husai", "torch", "numpy", "scipy", "sae-lens", "transformer-lens")
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "git_commit": _git_commit(),
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **extra,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def write_record(folder: Path, config: Config, metrics: dict[str, Any], **extra: object) -> None:
+    """`config.yaml`, `metrics.json` and `provenance.json` of a run."""
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(provenance(**extra), indent=2) + "\n", encoding="utf-8")
+
+
+def write_gate(path: Path, report: GateReport) -> None:
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(reference: str | Path, op: str | None = None) -> tuple[Transformer, Task, tuple[str, ...]]:
+    """The model that `reference` means, its task, and the names of ignored tensors.
+
+    A MODEL is a reference name (`add-p113-0`), a run folder or a weights file. The op comes from the folder's config,
+    or is `op` (default add) for a bare file. Raises HusaiError if nothing is found or it cannot be read.
+    """
+    path = Path(reference)
+    if not path.exists() and (reference_dir() / str(reference)).is_dir():
+        path = reference_dir() / str(reference)
+    if not path.exists():
+        raise HusaiError(
+            f"model {reference}: no such file or folder, and no reference model of that name; "
+            f"reference models are {', '.join(reference_names())}"
+        )
+    name = path.stem if path.is_file() else path.resolve().name
+    weights = path
+    if path.is_dir():
+        present = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
+        if not present:
+            raise HusaiError(f"{path}: holds no transformer weights ({' or '.join(WEIGHT_FILES)})")
+        weights = present[0]
+    model, ignored = load_weights(weights)
+    config_file = weights.parent / "config.yaml"
+    if config_file.is_file() and op is None:
+        op = ModelConfig.load(config_file).task.op
+    return replace(model, name=name), Task(op or "add", model.p), ignored
+
+
+def check_gate(model: Transformer, task: Task, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:
+    """The model marked with the gate's verdict, measured now. Raises GateFailed unless it passes or is allowed not to."""
+    report = verify(model, task)
+    if not report.passed and not allow_unverified:
+        raise GateFailed(
+            f"model {model.name} is not ground truth: {report.failures()}; "
+            "pass --allow-unverified to go on with every result marked unverified"
+        )
+    return replace(model, verified=report.passed), report

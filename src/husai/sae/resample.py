@@ -1,0 +1,56 @@
+"""Resampling of dead latents (Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling).
+
+A latent that fires on no training sample is pointed at a sample drawn with probability proportional to its squared
+loss. The encoder row gets the mean norm of the live rows times `encoder_scale`: Bricken et al. use 0.2 with ReLU; under
+TopK a weak row would never be among the k largest, so it is 1 there.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from husai.sae.base import Architecture, Params, SAEKind, reconstruct
+
+ENCODER_SCALE = {"topk": 1.0, "relu": 0.2}
+
+
+def resample_dead(
+    params: Params,
+    optimiser: torch.optim.Optimizer,
+    samples: Float[Tensor, "samples d_in"],
+    architecture: Architecture[SAEKind],
+    config: SAEKind,
+    generators: list[torch.Generator],
+) -> Bool[Tensor, "seeds d_sae"]:
+    """Replace the dead latents of every seed in place, and clear their optimiser moments. Returns which they were."""
+    dead = torch.zeros(params.b_enc.shape, dtype=torch.bool, device=samples.device)
+    with torch.no_grad():
+        for seed, stream in enumerate(generators):
+            alone = params.map(lambda value, seed=seed: value[seed : seed + 1])
+            error, fired = [], []
+            for part in samples.split(8192):
+                codes = architecture.encode(alone, part[None], config)
+                error.append((reconstruct(alone, codes)[0] - part).pow(2).sum(-1))
+                fired.append((codes[0] > 0).any(0))
+            dead[seed] = ~torch.stack(fired).any(0)
+            count = int(dead[seed].sum())
+            if count == 0 or count == dead.shape[1]:
+                continue
+            weights = torch.cat(error).pow(2).cpu()
+            chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)
+            direction = F.normalize(samples[chosen.to(samples.device)] - alone.b_dec, dim=-1)
+            size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * ENCODER_SCALE[config.architecture]
+            params.W_dec[seed, dead[seed]] = direction
+            params.W_enc[seed][:, dead[seed]] = direction.T * size
+            params.b_enc[seed, dead[seed]] = 0.0
+        _clear_moments(params, optimiser, dead)
+    return dead
+
+
+def _clear_moments(params: Params, optimiser: torch.optim.Optimizer, dead: Bool[Tensor, "seeds d_sae"]) -> None:
+    masks = {0: dead[:, None, :], 1: dead, 2: dead[..., None]}
+    for index, mask in masks.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in (state := optimiser.state.get(params[index], {})):
+                state[moment].masked_fill_(mask, 0.0)

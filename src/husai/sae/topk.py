@@ -1,0 +1,51 @@
+"""TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093, §2.3 and appendix A.2)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from husai.config import TopKConfig
+from husai.sae.base import Losses, Params, pre_activations, reconstruct, squared_error
+
+
+def scores(params: Params, x: Tensor, config: TopKConfig) -> Float[Tensor, "seeds batch d_sae"]:
+    """What the k largest are chosen by: pre-activations, times the decoder norms if those are free."""
+    hidden = pre_activations(params, x)
+    return hidden * params.W_dec.norm(dim=-1)[:, None] if config.decoder_norm == "weighted" else hidden
+
+
+def encode(params: Params, x: Tensor, config: TopKConfig) -> Float[Tensor, "seeds batch d_sae"]:
+    """ReLU of the k largest scores, 0 elsewhere."""
+    return keep_largest(scores(params, x, config), config.k)
+
+
+def keep_largest(hidden: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
+    values, indices = hidden.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(hidden).scatter(-1, indices, values.relu())
+
+
+def losses(params: Params, x: Tensor, config: TopKConfig, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    """Squared error plus AuxK; `step` plays no part."""
+    hidden = scores(params, x, config)
+    codes = keep_largest(hidden, config.k)
+    weights = params
+    if config.decoder_norm == "weighted":
+        weights = params._replace(W_dec=params.W_dec / params.W_dec.norm(dim=-1, keepdim=True))
+    reconstruction = reconstruct(weights, codes)
+    mse = squared_error(reconstruction, x)
+    residual = (x - reconstruction).detach()
+    aux = torch.stack([_auxk(hidden[s], weights.W_dec[s], residual[s], dead[s], config) for s in range(len(x))])
+    return Losses(mse + aux, mse, aux, codes)
+
+
+def _auxk(hidden: Tensor, W_dec: Tensor, residual: Tensor, dead: Tensor, config: TopKConfig) -> Tensor:
+    """One seed's dead latents reconstruct the residual; scaled down while there are fewer than k_aux of them."""
+    count = int(dead.sum())
+    if count == 0 or config.auxk_coefficient == 0:
+        return hidden.new_zeros(())
+    wanted = config.k_aux or W_dec.shape[1] // 2
+    of_dead = hidden[:, dead]
+    values, indices = of_dead.topk(min(wanted, count), dim=-1, sorted=False)
+    codes = torch.zeros_like(of_dead).scatter(-1, indices, values)
+    error = (codes @ W_dec[dead] - residual).pow(2).sum(-1).mean()
+    return config.auxk_coefficient * min(count / wanted, 1.0) * error

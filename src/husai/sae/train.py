@@ -1,0 +1,154 @@
+"""The one training loop: S seeds at once, each exactly as it would train alone. It knows no metric."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from husai.activations import Normaliser
+from husai.config import SAEConfig
+from husai.errors import HusaiError
+from husai.sae.architectures import architecture_of
+from husai.sae.base import Losses, Params, SAEEnsemble, finish, init_params
+from husai.sae.resample import resample_dead
+from husai.schedule import trapezoid
+from husai.seeding import generator
+
+Stop = Callable[[int, SAEEnsemble], bool]
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One row of a training history, per seed and on the training batch (the report's numbers are on the whole grid)."""
+
+    step: int
+    epoch: float
+    seed: int
+    lr: float
+    loss: float
+    mse: float
+    penalty: float
+    l0: float
+    silent: float
+
+
+@dataclass(frozen=True)
+class TrainedSAEs:
+    """The ensemble after `steps` steps, and its history."""
+
+    ensemble: SAEEnsemble
+    steps: int
+    history: tuple[StepLog, ...]
+
+
+class Batches:
+    """Endless batches, one shuffled pass after another; each seed has its own order. The ragged end is left out."""
+
+    def __init__(self, samples: int, batch_size: int, data_seeds: tuple[int, ...]) -> None:
+        self.samples, self.batch_size = samples, batch_size
+        self.generators = [generator("sae-data", seed) for seed in data_seeds]
+        self.per_epoch = samples // batch_size
+        self.orders: Tensor = torch.empty(0)
+
+    def at(self, step: int) -> Int[Tensor, "seeds batch"]:
+        """Row indices of the batch at `step`; steps must be asked for in order."""
+        place = step % self.per_epoch
+        if place == 0:
+            self.orders = torch.stack([torch.randperm(self.samples, generator=g) for g in self.generators])
+        return self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def clip_each(gradients: Params, limit: float) -> None:
+    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it."""
+    squares = [gradient.flatten(1).pow(2).sum(1) for gradient in gradients]
+    factor = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def train_saes(
+    x: Float[Tensor, "samples d_in"],
+    config: SAEConfig,
+    *,
+    stop: Stop = lambda _step, _ensemble: False,
+    stop_at: tuple[int, ...] = (),
+    on_log: Callable[[list[StepLog]], None] = lambda _: None,
+    log_every: int | None = None,
+    device: str = "cpu",
+) -> TrainedSAEs:
+    """Train one SAE a seed on raw activations x (centred and scaled inside, folded back into the result).
+
+    stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
+    returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
+    Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or if the loss turns non-finite.
+    """
+    kind, recipe = config.sae, config.training
+    if len(x) < recipe.batch_size:
+        raise HusaiError(f"training.batch_size: {recipe.batch_size} exceeds the {len(x)} samples there are")
+    normaliser = Normaliser.fit(x)
+    architecture = architecture_of(kind)
+    samples = normaliser(x).to(device)
+    params = init_params(x.shape[1], kind.d_sae, config.init_seeds).map(lambda v: v.to(device).requires_grad_())
+    optimiser = torch.optim.Adam(list(params), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+    batches = Batches(len(x), recipe.batch_size, config.data_seeds)
+    resampling = [generator("sae-resample", *pair) for pair in zip(config.init_seeds, config.data_seeds, strict=True)]
+    interval = log_every or batches.per_epoch
+    silent = torch.zeros(len(config.init_seeds), kind.d_sae, dtype=torch.long, device=device)
+    dead_steps = getattr(kind, "dead_steps", recipe.steps + 1)
+    history: list[StepLog] = []
+
+    def ensemble() -> SAEEnsemble:
+        weights = finish(params.map(lambda value: value.detach().cpu().clone()), normaliser)
+        return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds)
+
+    for step in range(recipe.steps):
+        if step in stop_at and stop(step, ensemble()):
+            return TrainedSAEs(ensemble(), step, tuple(history))
+        if recipe.resample_every and 0 < step < recipe.resample_until * recipe.steps and step % recipe.resample_every == 0:
+            silent[resample_dead(params, optimiser, samples, architecture, kind, resampling)] = 0
+        rate = recipe.lr * trapezoid(
+            step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = samples[batches.at(step).to(device)]
+        losses = architecture.losses(params, batch, kind, step=step, dead=silent >= dead_steps)
+        optimiser.zero_grad(set_to_none=True)
+        losses.total.sum().backward()
+        _update(params, optimiser, kind.decoder_norm == "unit", recipe.clip_norm)
+        silent = torch.where((losses.codes > 0).any(1), 0, silent + 1)
+        if (step + 1) % interval == 0 or step + 1 == recipe.steps:
+            rows = _log(step + 1, (step + 1) / batches.per_epoch, rate, losses, config.init_seeds)
+            history.extend(rows)
+            on_log(rows)
+            if not all(row.loss < float("inf") for row in rows):
+                raise HusaiError(
+                    f"training: the loss is not finite at step {step + 1}; halve training.lr ({recipe.lr}) or set training.clip_norm"
+                )
+    final = ensemble()
+    if recipe.steps in stop_at:
+        stop(recipe.steps, final)
+    return TrainedSAEs(final, recipe.steps, tuple(history))
+
+
+def _update(params: Params, optimiser: torch.optim.Optimizer, unit_norm: bool, clip_norm: float | None) -> None:
+    """One optimiser step. With unit-norm decoders, gradients along the rows are dropped and norms restored."""
+    with torch.no_grad():
+        gradients = Params(*(value.grad for value in params))  # pyright: ignore[reportArgumentType]
+        if unit_norm:
+            gradients.W_dec.sub_((gradients.W_dec * params.W_dec).sum(-1, keepdim=True) * params.W_dec)
+        if clip_norm is not None:
+            clip_each(gradients, clip_norm)
+        optimiser.step()
+        if unit_norm:
+            params.W_dec.div_(params.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+
+
+def _log(step: int, epoch: float, rate: float, losses: Losses, seeds: tuple[int, ...]) -> list[StepLog]:
+    active = losses.codes > 0
+    l0, quiet = active.sum(-1).double().mean(-1), (~active.any(1)).double().mean(-1)
+    columns = (losses.total, losses.mse, losses.penalty, l0, quiet)
+    per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
+    return [StepLog(step, epoch, seed, rate, *row) for seed, row in zip(seeds, per_seed, strict=True)]

@@ -1,0 +1,154 @@
+"""Commands that run several steps and tell the user about them: model training, suites, smoke."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from husai import console
+from husai.activations import Activations
+from husai.cell import Job
+from husai.config import ModelConfig, SuiteConfig
+from husai.console import say
+from husai.errors import HusaiError
+from husai.measure import Hook
+from husai.report.results import SuiteResults
+from husai.report.tables import sentences
+from husai.report.write import write_report
+from husai.runs import DONE, finished, reason, whole_folder
+from husai.sweep import plan, recorded_ids, sweep, write_truth
+from husai.transformer.train import Evaluation
+from husai.truth.circuit import GateReport
+from husai.workflow import ATTEMPTS, train_model
+
+
+def train_and_report(
+    recipe: ModelConfig, out: Path, *, attempts: int = ATTEMPTS, device: str = "cpu", quiet: bool = False
+) -> int:
+    """Train with a progress bar, print the gate report of the kept attempt; 0 if it passed, else 1."""
+    say(f"Training a transformer on {recipe.task.op} mod {recipe.task.p} ({recipe.training.steps} steps)")
+    with console.progress(quiet) as bar:
+        line = bar.add_task("transformer", total=recipe.training.steps, figures="")
+
+        def on_attempt(attempt: int, tried: ModelConfig) -> None:
+            if attempt:
+                say(f"  trying seed {tried.training.init_seed}")
+            bar.reset(line, total=tried.training.steps, figures="")
+
+        def on_evaluation(row: Evaluation) -> None:
+            figures = (
+                f"train loss {row.train_loss:.2e} acc {row.train_accuracy:.3f} · "
+                f"test loss {row.test_loss:.2e} acc {row.test_accuracy:.3f} (mirror-free {row.mirror_free_accuracy:.3f})"
+            )
+            bar.update(line, completed=row.step, figures=figures)
+            if not bar.disable and row.step == recipe.training.steps:
+                bar.log(figures)
+
+        def on_verdict(attempt: int, report: GateReport) -> None:
+            if not report.passed:
+                say(f"  attempt {attempt + 1}: the gate failed: {report.failures()}")
+
+        run = train_model(
+            recipe,
+            out,
+            attempts=attempts,
+            on_attempt=on_attempt,
+            on_evaluation=on_evaluation,
+            on_verdict=on_verdict,
+            device=device,
+        )
+    for text in console.gate_lines(run.report):
+        say(text)
+    say(f"Run folder: {out}")
+    if not run.report.passed:
+        console.fail(f"no attempt of {run.attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1)
+    return 0 if run.report.passed else 1
+
+
+def run_suite(
+    suite: SuiteConfig,
+    results: Path,
+    runs: Path,
+    *,
+    jobs: int,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Train the suite's model if it is a recipe, compute the missing cells, write results and report."""
+    start = time.perf_counter()
+    if isinstance(suite.model, str):
+        model_path = suite.model
+    else:
+        place = runs / f"{suite.name}-model"
+        model_path = str(place)
+        if not finished(place) and train_and_report(suite.model, place, device=device) and not allow_unverified:
+            return 1
+    planned, model, task, gate = plan(suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device)
+    if dry_run:
+        known = recorded_ids(results)
+        for job in planned:
+            done = job.cell.run_id in known or finished(Path(job.folder))
+            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.cell.title}")
+        return 0
+    say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {planned[0].model_name}")
+
+    def on_done(job: Job, computed: bool, left: int) -> None:
+        what = f"done ({left} left)" if computed else "finished before"
+        say(f"  [{time.perf_counter() - start:5.0f} s] {job.cell.title}: {what}")
+        metrics = Path(job.folder) / "metrics.json"
+        if computed and metrics.is_file():
+            found = json.loads(metrics.read_text(encoding="utf-8"))
+            say(f"           EV {found['explained_variance']:.4f}, L0 {found['l0']:.1f}. {found['verdict']}")
+
+    write_truth(results, planned, model, task, gate)
+    sweep(planned, results, jobs=jobs, on_done=on_done)
+    files = write_report(results, results)
+    say(f"{len(files)} tables and figures in {results} after {time.perf_counter() - start:.0f} s; read summary.md first")
+    return 0
+
+
+def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:
+    """The suite from nothing into `out`, which is replaced as a whole at the end."""
+    start = time.perf_counter()
+    if out.exists() and not (out.is_dir() and ((out / DONE).exists() or not any(out.iterdir()))):
+        raise HusaiError(f"{out}: exists and is not an earlier smoke run; choose another folder or remove it")
+    with whole_folder(out, replace_existing=True) as folder:
+        code = run_suite(suite, folder, folder / "runs", jobs=jobs, device=device)
+        if code:
+            return code
+    say()
+    for cell in SuiteResults.load(out).cells:
+        say(f"{cell.short_hook}, {cell.label}{'' if cell.converged else ' (not converged)'}")
+        for sentence in sentences(cell):
+            say(f"  {sentence}")
+    say(f"Smoke run finished in {time.perf_counter() - start:.0f} s. Read {out}/summary.md and {out}/figures/.")
+    return 0
+
+
+def save_activations(activations: Activations, path: Path) -> None:
+    """x with its a, b and label columns as safetensors. Raises HusaiError if the file cannot be written."""
+    task = activations.task
+    tensors = {"x": activations.x, "a": task.a, "b": task.b, "label": task.labels}
+    metadata = {"hook_name": activations.hook, "model_name": activations.model, "op": task.op, "p": str(task.p)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    except Exception as error:  # safetensors wraps disk errors in its own class
+        path.unlink(missing_ok=True)
+        raise HusaiError(f"{path}: cannot be written ({reason(error)})") from None
+
+
+def describe_hook(activations: Activations) -> dict[str, Any]:
+    """The true subspaces of a hook as plain data; an empty list if there is no truth."""
+    truth = Hook.of(activations).truth
+    subspaces = truth.subspaces if truth else ()
+    return {
+        "hook": activations.hook,
+        "shape": list(activations.x.shape),
+        "subspaces": [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in subspaces],
+        "dim": truth.union.shape[1] if truth else 0,
+        "unexplained": truth.unexplained if truth else None,
+    }

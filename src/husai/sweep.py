@@ -1,0 +1,208 @@
+"""A suite → cells → missing cells → results tables.
+
+A cell is finished if its run folder says so or its id stands in the suite's committed records. Every finished cell goes
+into the tables at once, so an interrupted sweep continues where it stopped, on this machine or another.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import pandas as pd
+
+from husai.activations import extract
+from husai.cell import Cell, Job, run_cell
+from husai.config import ModelConfig, SAEConfig, SuiteConfig
+from husai.errors import HusaiError
+from husai.measure import Hook
+from husai.runs import check_gate, finished, load_model, reason, write_atomic
+from husai.tasks import Task
+from husai.transformer.model import Transformer, resolve_hook
+from husai.transformer.weights import weights_hash
+from husai.truth.circuit import GateReport
+
+TABLES = ("records", "atoms")
+
+
+def plan(
+    suite: SuiteConfig,
+    model_path: str,
+    runs: Path,
+    *,
+    allow_unverified: bool = False,
+    jobs: int = 1,
+    device: str = "cpu",
+) -> tuple[list[Job], Transformer, Task, GateReport]:
+    """All cells of a suite as jobs, its model and the model's gate report.
+
+    Raises HusaiError for a model, hook or config that does not fit, GateFailed for a model that is not ground truth.
+    """
+    model, task, _ = load_model(model_path)
+    model, report = check_gate(model, task, allow_unverified=allow_unverified)
+    if not isinstance(suite.model, str):
+        model_seed = suite.model.training.init_seed
+    else:
+        model_seed = _model_seed(Path(model_path))
+    name = model.name if isinstance(suite.model, str) else f"{suite.name}-model"
+    seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
+    identity = weights_hash(model)
+    planned = []
+    for hook in suite.hooks:
+        for entry in suite.entries:
+            config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
+            cell = Cell(config, resolve_hook(model.params, hook), identity, suite.analysis)
+            planned.append(
+                Job(
+                    cell=cell,
+                    suite=suite.name,
+                    model_name=name,
+                    model_path=str(model_path),
+                    op=task.op,
+                    model_seed=model_seed,
+                    verified=report.passed,
+                    folder=str(runs / cell.run_id),
+                    threads=max(1, (os.cpu_count() or 1) // jobs),
+                    device=device,
+                )
+            )
+    return planned, model, task, report
+
+
+def _model_seed(path: Path) -> int | None:
+    from husai.resources import reference_dir
+
+    for folder in (path, path.parent, reference_dir() / path):
+        if (folder / "config.yaml").is_file():
+            return ModelConfig.load(folder / "config.yaml").training.init_seed
+    return None
+
+
+def sweep(
+    planned: list[Job],
+    results: Path,
+    *,
+    jobs: int = 1,
+    on_done: Callable[[Job, bool, int], None] = lambda _job, _computed, _left: None,
+) -> None:
+    """Compute the missing cells and bring the tables up to date after each.
+
+    on_done(job, computed, left) is called for every cell, `computed` False if it was finished before. Raises HusaiError
+    if the tables cannot be written.
+    """
+    known = recorded_ids(results)
+    missing = []
+    for job in planned:
+        if job.cell.run_id in known:
+            on_done(job, False, len(planned))
+        elif finished(Path(job.folder)):
+            collect(results, job)
+            on_done(job, False, len(planned))
+        else:
+            missing.append(job)
+    for left, job in zip(range(len(missing) - 1, -1, -1), _compute(missing, jobs), strict=True):
+        collect(results, job)
+        on_done(job, True, left)
+
+
+def _compute(missing: list[Job], jobs: int) -> Iterator[Job]:
+    """Run jobs here or in worker processes; yields each as it finishes. Leaves no process and no temporary folder."""
+    if jobs == 1 or len(missing) <= 1:
+        for job in missing:
+            run_cell(job)
+            yield job
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    try:
+        waiting: dict[Future[str], Job] = {pool.submit(run_cell, job): job for job in missing}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = waiting.pop(future)
+                future.result()
+                yield job
+    finally:
+        workers = list((getattr(pool, "_processes", None) or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+        for job in missing:
+            folder = Path(job.folder)
+            for leftover in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; only the parent answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def recorded_ids(results: Path) -> set[str]:
+    """Run ids in the suite's records. Raises HusaiError if the file is there but cannot be read."""
+    path = results / "records.parquet"
+    if not path.is_file():
+        return set()
+    return set(read_table(path)["run_id"])
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A results table. Raises HusaiError if it is missing or damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise HusaiError(f"{path}: no such results table") from None
+    except (OSError, ValueError) as error:
+        raise HusaiError(f"{path}: is not a readable Parquet table ({error.__class__.__name__})") from None
+
+
+def collect(results: Path, job: Job) -> None:
+    """Add one finished cell to `records`, `atoms`, `costs` and `arrays/`, each replaced in one step; records go last."""
+    folder, run_id = Path(job.folder), job.cell.run_id
+    try:
+        (results / "arrays").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "arrays.npz", results / "arrays" / f"{run_id}.npz")
+        spent = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        cost = {
+            "run_id": run_id,
+            "wall_seconds": spent["wall_seconds"],
+            **spent["hardware"],
+            "finished": spent["finished"],
+        }
+        _append(results / "costs.parquet", pd.DataFrame([cost]))
+        _append(results / "atoms.parquet", pd.read_parquet(folder / "atoms.parquet"))
+        _append(results / "records.parquet", pd.read_parquet(folder / "records.parquet").assign(suite=job.suite))
+    except OSError as error:
+        raise HusaiError(f"{results}: cannot be written ({reason(error)})") from None
+
+
+def _append(path: Path, rows: pd.DataFrame) -> None:
+    """Rows of one run into a table, in an order that depends on its content alone."""
+    if path.is_file():
+        old = read_table(path)
+        rows = pd.concat([old[~old["run_id"].isin(rows["run_id"])], rows], ignore_index=True)
+    order = [column for column in rows.columns if column not in ("value", "ci_low", "ci_high")]
+    rows = rows.sort_values(order, kind="stable", ignore_index=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    rows.to_parquet(temporary, index=False)
+    temporary.replace(path)
+
+
+def write_truth(results: Path, planned: list[Job], model: Transformer, task: Task, report: GateReport) -> None:
+    """`gate.json` and `truth.json`: the model's gate report, and the true subspaces of every hook of the suite."""
+    write_atomic(results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n")
+    hooks = {}
+    for name in dict.fromkeys(job.cell.hook for job in planned):
+        truth = Hook.of(extract(model, task, name)).truth
+        subspaces = truth.subspaces if truth else ()
+        hooks[name] = {
+            "subspaces": [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in subspaces],
+            "dim": truth.union.shape[1] if truth else 0,
+            "unexplained": truth.unexplained if truth else None,
+        }
+    write_atomic(results / "truth.json", json.dumps(hooks, indent=2) + "\n")

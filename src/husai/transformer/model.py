@@ -1,0 +1,270 @@
+"""A tiny decoder-only transformer as pure functions over a dictionary of TransformerLens-named parameters.
+
+Two paths compute the same logits. `forward` runs every position and offers every intermediate value to a hook under
+its TransformerLens name. `last_logits` computes only what the last position's logits need: layer 0 sees so few
+distinct (token, position) pairs that its keys, values and scores come from tables, and the last layer needs one query,
+one MLP row and one logit row a sample.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from husai.config import TransformerConfig
+from husai.errors import HusaiError
+from husai.tasks import Task
+
+Params = dict[str, Tensor]
+Hook = Callable[[str, Tensor], Tensor]
+
+LN_EPS = 1e-5
+EXTRA_TOKENS = {"abe": 1, "husai": 4}
+N_CTX = {"abe": 3, "husai": 7}
+N_LAYERS = {"abe": 1, "husai": 2}
+SHORT_HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "attn_scores": "attn.hook_attn_scores",
+    "pattern": "attn.hook_pattern",
+    "z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}
+LN_HOOKS = {"ln1": "ln1.hook_normalized", "ln2": "ln2.hook_normalized"}
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Weights, and what is needed to feed them: the layout of the input and the modulus.
+
+    name: how records call this model. verified: whether its gate was passed (None: not checked).
+    """
+
+    params: Params
+    layout: str
+    p: int
+    name: str = "unnamed"
+    verified: bool | None = field(default=None, compare=False)
+
+    @property
+    def n_layers(self) -> int:
+        return n_layers(self.params)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(value.numel() for value in self.params.values())
+
+    def to(self, dtype: torch.dtype) -> "Transformer":
+        return Transformer({k: v.to(dtype) for k, v in self.params.items()}, self.layout, self.p, self.name, self.verified)
+
+    def logits(self, task: Task, *, batch: int = 4096) -> Float[Tensor, "pairs p"]:
+        """Logits of the p answers at the read position for the whole grid, without gradients."""
+        tokens = task.tokens(self.layout)
+        with torch.no_grad():
+            rows = [last_logits(self.params, part) for part in tokens.split(batch)]
+        return torch.cat(rows)[:, : self.p]
+
+
+def n_layers(params: Params) -> int:
+    return sum(name.endswith("attn.W_Q") for name in params)
+
+
+def init_params(config: TransformerConfig, p: int, *, generator: torch.Generator) -> Params:
+    """Fresh float32 weights: matrices ~ N(0, 1/d_model), biases 0, LayerNorm gains 1.
+
+    `abe` has one layer, no LayerNorm and no biases, and p output logits; `husai` has two layers with LayerNorm and
+    biases, and one logit a token of its vocabulary (427,765 parameters at p = 113).
+    """
+    d, heads, mlp, rich = config.d_model, config.n_heads, config.d_mlp, config.layout == "husai"
+    d_head, vocabulary = d // heads, p + EXTRA_TOKENS[config.layout]
+    d_out = vocabulary if rich else p
+    params: Params = {}
+
+    def matrix(name: str, *shape: int) -> None:
+        params[name] = torch.randn(*shape, generator=generator) / math.sqrt(d)
+
+    def bias(name: str, *shape: int, value: float = 0.0) -> None:
+        if rich:
+            params[name] = torch.full(shape, value)
+
+    matrix("embed.W_E", vocabulary, d)
+    matrix("pos_embed.W_pos", N_CTX[config.layout], d)
+    for layer in range(N_LAYERS[config.layout]):
+        block = f"blocks.{layer}"
+        for ln in ("ln1", "ln2"):
+            bias(f"{block}.{ln}.w", d, value=1.0)
+            bias(f"{block}.{ln}.b", d)
+        for letter in "QKV":
+            matrix(f"{block}.attn.W_{letter}", heads, d, d_head)
+            bias(f"{block}.attn.b_{letter}", heads, d_head)
+        matrix(f"{block}.attn.W_O", heads, d_head, d)
+        bias(f"{block}.attn.b_O", d)
+        matrix(f"{block}.mlp.W_in", d, mlp)
+        bias(f"{block}.mlp.b_in", mlp)
+        matrix(f"{block}.mlp.W_out", mlp, d)
+        bias(f"{block}.mlp.b_out", d)
+    bias("ln_final.w", d, value=1.0)
+    bias("ln_final.b", d)
+    matrix("unembed.W_U", d, d_out)
+    bias("unembed.b_U", d_out)
+    return params
+
+
+def _keep(name: str, value: Tensor) -> Tensor:
+    return value
+
+
+def _add(value: Tensor, bias: Tensor | None) -> Tensor:
+    return value if bias is None else value + bias
+
+
+def _layer_norm(params: Params, name: str, x: Tensor, hook: Hook = _keep) -> Tensor:
+    """LayerNorm with TransformerLens' hook points; the identity where the model has none."""
+    if f"{name}.w" not in params:
+        return x
+    x = x - x.mean(-1, keepdim=True)
+    scale = hook(f"{name}.hook_scale", (x.pow(2).mean(-1, keepdim=True) + LN_EPS).sqrt())
+    normalised = hook(f"{name}.hook_normalized", x / scale)
+    return normalised * params[f"{name}.w"] + params[f"{name}.b"]
+
+
+def _project(params: Params, block: str, letter: str, x: Tensor) -> Tensor:
+    """(…, d_model) to (…, heads, d_head)."""
+    weight = params[f"{block}.attn.W_{letter}"]
+    heads, d, d_head = weight.shape
+    flat = x @ weight.permute(1, 0, 2).reshape(d, heads * d_head)
+    return _add(flat.unflatten(-1, (heads, d_head)), params.get(f"{block}.attn.b_{letter}"))
+
+
+def _output(params: Params, block: str, z: Tensor) -> Tensor:
+    """(…, heads, d_head) to (…, d_model)."""
+    weight = params[f"{block}.attn.W_O"]
+    return _add(z.flatten(-2) @ weight.flatten(0, 1), params.get(f"{block}.attn.b_O"))
+
+
+def _mlp(params: Params, block: str, x: Tensor, hook: Hook = _keep) -> Tensor:
+    pre = hook(f"{block}.mlp.hook_pre", _add(x @ params[f"{block}.mlp.W_in"], params.get(f"{block}.mlp.b_in")))
+    post = hook(f"{block}.mlp.hook_post", F.relu(pre))
+    return _add(post @ params[f"{block}.mlp.W_out"], params.get(f"{block}.mlp.b_out"))
+
+
+def _unembed(params: Params, x: Tensor, hook: Hook = _keep) -> Tensor:
+    return _add(_layer_norm(params, "ln_final", x, hook) @ params["unembed.W_U"], params.get("unembed.b_U"))
+
+
+def _embed(params: Params, tokens: Tensor, hook: Hook = _keep) -> Tensor:
+    embedded = hook("hook_embed", F.embedding(tokens, params["embed.W_E"]))
+    positions = params["pos_embed.W_pos"][: tokens.shape[1]].expand_as(embedded)
+    return embedded + hook("hook_pos_embed", positions)
+
+
+def _block(params: Params, block: str, x: Tensor, hook: Hook = _keep) -> Tensor:
+    """One whole layer at every position."""
+    x = hook(f"{block}.hook_resid_pre", x)
+    normalised = _layer_norm(params, f"{block}.ln1", x, hook)
+    q, k, v = (hook(f"{block}.attn.hook_{s.lower()}", _project(params, block, s, normalised)) for s in "QKV")
+    scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / math.sqrt(q.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    scores = hook(f"{block}.attn.hook_attn_scores", scores.masked_fill(future, -torch.inf))
+    pattern = hook(f"{block}.attn.hook_pattern", scores.softmax(-1))
+    z = hook(f"{block}.attn.hook_z", torch.einsum("bhqk,bkhe->bqhe", pattern, v))
+    x = hook(f"{block}.hook_resid_mid", x + hook(f"{block}.hook_attn_out", _output(params, block, z)))
+    mlp_in = _layer_norm(params, f"{block}.ln2", x, hook)
+    return hook(f"{block}.hook_resid_post", x + hook(f"{block}.hook_mlp_out", _mlp(params, block, mlp_in, hook)))
+
+
+def forward(params: Params, tokens: Int[Tensor, "batch pos"], hook: Hook = _keep) -> Float[Tensor, "batch pos d_out"]:
+    """Logits at every position. `hook(name, value)` sees every intermediate value and returns the one to go on with."""
+    x = _embed(params, tokens, hook)
+    for layer in range(n_layers(params)):
+        x = _block(params, f"blocks.{layer}", x, hook)
+    return _unembed(params, x, hook)
+
+
+def last_logits(params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_out"]:
+    """Logits at the last position only; equal to `forward(params, tokens)[:, -1]`, several times faster."""
+    layers = n_layers(params)
+    if layers == 1:
+        resid = _attend_from_tables(params, tokens)
+    else:
+        x = _embed(params, tokens)
+        for layer in range(layers - 1):
+            x = _block(params, f"blocks.{layer}", x)
+        resid = _attend_last(params, f"blocks.{layers - 1}", x)
+    block = f"blocks.{layers - 1}"
+    return _unembed(params, resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid)))
+
+
+def _attend_last(params: Params, block: str, x: Tensor) -> Tensor:
+    """The residual stream after attention, at the last position only: (batch, d_model)."""
+    normalised = _layer_norm(params, f"{block}.ln1", x)
+    q = _project(params, block, "Q", normalised[:, -1])
+    k, v = (_project(params, block, s, normalised) for s in "KV")
+    pattern = (torch.einsum("bhe,bkhe->bhk", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
+    return x[:, -1] + _output(params, block, torch.einsum("bhk,bkhe->bhe", pattern, v))
+
+
+def _attend_from_tables(params: Params, tokens: Tensor) -> Tensor:
+    """`_attend_last` for layer 0, whose every input is one of few (token, position) pairs.
+
+    The last token must be the same in every row (it is `=`), so that one query serves the batch.
+    """
+    block, pos = "blocks.0", params["pos_embed.W_pos"]
+    last = tokens.shape[1] - 1
+    final = params["embed.W_E"][tokens[:1, last]] + pos[last]
+    q = _project(params, block, "Q", _layer_norm(params, f"{block}.ln1", final))[0] / math.sqrt(
+        params[f"{block}.attn.W_Q"].shape[-1]
+    )
+    scores, values = [], []
+    for position in range(last + 1):
+        rows = final if position == last else params["embed.W_E"] + pos[position]
+        index = torch.zeros_like(tokens[:, 0]) if position == last else tokens[:, position]
+        normalised = _layer_norm(params, f"{block}.ln1", rows)
+        score_table = torch.einsum("he,the->th", q, _project(params, block, "K", normalised))
+        value_table = _project(params, block, "V", normalised)
+        scores.append(F.embedding(index, score_table))
+        values.append(F.embedding(index, value_table.flatten(1)).unflatten(1, value_table.shape[1:]))
+    pattern = torch.stack(scores, dim=-1).softmax(-1)
+    z = sum(pattern[..., i : i + 1] * value for i, value in enumerate(values))
+    assert isinstance(z, Tensor)
+    return final + _output(params, block, z)
+
+
+def hook_names(params: Params) -> dict[str, str]:
+    """Short name -> full TransformerLens name of every hook point this model has; layers count from 0.
+
+    A short name without a layer means the last layer; `resid_post.0` or the full name picks another.
+    """
+    layers, has_ln = n_layers(params), "ln_final.w" in params
+    names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+    if has_ln:
+        names["ln_final"] = "ln_final.hook_normalized"
+    for layer in range(layers):
+        for short, tail in (SHORT_HOOKS | (LN_HOOKS if has_ln else {})).items():
+            names[f"{short}.{layer}"] = f"blocks.{layer}.{tail}"
+            names[short] = f"blocks.{layer}.{tail}"
+    return names
+
+
+def resolve_hook(params: Params, hook: str, layer: int | None = None) -> str:
+    """The full name of `hook` (short or full). Raises HusaiError with the list of hooks if there is no such point."""
+    names = hook_names(params)
+    wanted = f"{hook}.{layer}" if layer is not None and f"{hook}.{layer}" in names else hook
+    if layer is not None and not 0 <= layer < n_layers(params):
+        raise HusaiError(f"layer: {layer} does not exist; the model has layers 0 to {n_layers(params) - 1}")
+    full = names.get(wanted, wanted)
+    if full not in names.values():
+        short = sorted(name for name in names if "." not in name)
+        raise HusaiError(f"hook: '{hook}' does not exist in this model; allowed are {', '.join(short)} or full names")
+    return full

@@ -1,0 +1,1 @@
+"""What is really there: Fourier bases, the verification gate, and the true planes of a hook."""

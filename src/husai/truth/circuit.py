@@ -1,0 +1,242 @@
+"""Key frequencies and the verification gate: is this transformer's output the Fourier circuit? (docs/method.md §The gate)
+
+Everything is float64, over the whole grid, in the group coordinates of `husai.tasks.GroupView`. For `mul` and `div` the
+gate sees the nonzero pairs and the nonzero answers; accuracy still counts every pair.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from husai.errors import HusaiError
+from husai.tasks import GroupView, Task
+from husai.transformer.model import Transformer, forward, n_layers
+from husai.truth.fourier import characters, frequency_norms, n_frequencies
+
+KEY_NORM_RATIO = 0.25  # a key's norm in W_L exceeds this share of the largest
+KEY_ALPHA_RATIO = 0.1  # a key's |α| in the logits exceeds this share of the largest
+MIN_KEY_SHARE = 0.95
+MIN_FVE = 0.95
+RESTRICTED_SLACK = (1e-6, 1e-12)  # relative, absolute: exact circuits sit on the edge
+EXCLUDED_SLACK = 1e-5
+LIVE_NEURON = 1e-6  # a live neuron's variance exceeds this share of the largest
+PURE_NEURON = 0.85
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of the gate: `value relation bound`."""
+
+    name: str
+    value: float
+    relation: str
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.bound if self.relation == ">=" else self.value <= self.bound
+
+    def __str__(self) -> str:
+        gap = "" if self.passed else f" (misses by {abs(self.value - self.bound):.3g})"
+        return f"{self.name} {self.value:.6g} {self.relation} {self.bound:.6g}{gap}"
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate measured. Losses in nats; frequencies as integers 1 … n/2 of the op's group.
+
+    key_rule: `W_L` (norms of W_out·W_U) or `logits` (coefficients α of the row-centred logits).
+    key_frequencies_logits, key_frequencies_embedding: what the other two readings say; never used for the verdict on a
+    1-layer model. neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
+    spectrum_W_L (None where W_L is not the whole path), spectrum_W_E, spectrum_logits: norms (|α|) per frequency.
+    """
+
+    op: str
+    p: int
+    accuracy: float
+    key_frequencies: tuple[int, ...]
+    key_rule: str
+    key_share: float
+    fve: float
+    base_loss: float
+    restricted_loss: float
+    excluded_loss: float
+    neuron_purity: float
+    variant: str
+    conditions: tuple[Condition, ...]
+    key_frequencies_logits: tuple[int, ...]
+    key_frequencies_embedding: tuple[int, ...]
+    spectrum_W_L: tuple[float, ...] | None
+    spectrum_W_E: tuple[float, ...]
+    spectrum_logits: tuple[float, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(condition.passed for condition in self.conditions)
+
+    @property
+    def failed_conditions(self) -> tuple[str, ...]:
+        return tuple(condition.name for condition in self.conditions if not condition.passed)
+
+    def failures(self) -> str:
+        """The failed conditions with how much each misses by, or an empty string."""
+        return "; ".join(str(condition) for condition in self.conditions if not condition.passed)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data: every field, `passed`, `failed_conditions`, and each condition as one sentence."""
+        plain = asdict(self)
+        plain["conditions"] = [str(condition) for condition in self.conditions]
+        return plain | {"passed": self.passed, "failed_conditions": list(self.failed_conditions)}
+
+
+def verify(model: Transformer, task: Task) -> GateReport:
+    """Run the gate. Raises HusaiError if the model's modulus is not the task's or its weights are not finite."""
+    if model.p != task.p:
+        raise HusaiError(f"model {model.name}: its modulus is {model.p}, the task's is {task.p}; they must be equal")
+    if not all(bool(value.isfinite().all()) for value in model.params.values()):
+        raise HusaiError(f"model {model.name}: its weights hold NaN or infinity; nothing can be verified")
+    model = model.to(torch.float64)
+    view, params = task.group, model.params
+    all_logits = model.logits(task)
+    accuracy = float((all_logits.argmax(-1) == task.labels).double().mean())
+    logits = all_logits[view.rows][:, view.answer_tokens]
+    alphas, fve_of = _logit_coefficients(logits, view)
+    logit_keys = _above(alphas.abs(), KEY_ALPHA_RATIO)
+    w_l = _logit_map(params, view, task.p)
+    if w_l is None:
+        keys, rule, spectrum = logit_keys, "logits", None
+        key_share = float(alphas[[k - 1 for k in keys]].pow(2).sum() / alphas.pow(2).sum())
+    else:
+        norms = frequency_norms(w_l)
+        keys, rule, spectrum = _above(norms, KEY_NORM_RATIO), "W_L", tuple(norms.tolist())
+        key_share = float(norms[[k - 1 for k in keys]].pow(2).sum() / norms.pow(2).sum())
+    base, restricted, excluded = _losses(logits, view, keys)
+    conditions = [
+        Condition("accuracy", accuracy, ">=", 1.0),
+        Condition("key_share", key_share, ">=", MIN_KEY_SHARE),
+        Condition("fve", fve_of(keys), ">=", MIN_FVE),
+        Condition("restricted_loss", restricted, "<=", base * (1 + RESTRICTED_SLACK[0]) + RESTRICTED_SLACK[1]),
+        Condition("excluded_loss", excluded, ">=", math.log(view.n) - EXCLUDED_SLACK),
+    ]
+    if rule == "logits":
+        conditions.append(Condition("sparse_circuit", float(len(keys)), "<=", (task.p - 1) / 8))
+    embedding = frequency_norms(_token_table(params["embed.W_E"].double(), view).T)
+    return GateReport(
+        op=task.op,
+        p=task.p,
+        accuracy=accuracy,
+        key_frequencies=keys,
+        key_rule=rule,
+        key_share=key_share,
+        fve=fve_of(keys),
+        base_loss=base,
+        restricted_loss=restricted,
+        excluded_loss=excluded,
+        neuron_purity=_neuron_purity(model, task),
+        variant="plain",
+        conditions=tuple(conditions),
+        key_frequencies_logits=logit_keys,
+        key_frequencies_embedding=_above(embedding, KEY_NORM_RATIO),
+        spectrum_W_L=spectrum,
+        spectrum_W_E=tuple(embedding.tolist()),
+        spectrum_logits=tuple(alphas.abs().tolist()),
+    )
+
+
+def _above(values: Float[Tensor, "frequencies"], ratio: float) -> tuple[int, ...]:
+    """Frequencies whose value exceeds `ratio` times the largest."""
+    return tuple((values > ratio * values.max()).nonzero()[:, 0].add(1).tolist())
+
+
+def _logit_map(params: dict[str, Tensor], view: GroupView, p: int) -> Float[Tensor, "d_mlp n"] | None:
+    """W_L = W_out·W_U with columns in group order; None where LayerNorm or a second layer makes it one path of many."""
+    if n_layers(params) != 1 or "ln_final.w" in params:
+        return None
+    w_l = params["blocks.0.mlp.W_out"].double() @ params["unembed.W_U"].double()[:, :p]
+    return w_l[:, view.answer_tokens]
+
+
+def _token_table(w_e: Float[Tensor, "vocabulary d"], view: GroupView) -> Float[Tensor, "n d"]:
+    """Token embeddings averaged by group coordinate (one token each, but for `squares`, where ±a share one)."""
+    tokens = (view.token_coordinate >= 0).nonzero()[:, 0]
+    coordinate = view.token_coordinate[tokens]
+    table = w_e.new_zeros(view.n, w_e.shape[1]).index_add_(0, coordinate, w_e[tokens])
+    return table / coordinate.bincount(minlength=view.n).clamp(min=1)[:, None]
+
+
+def _logit_coefficients(logits: Float[Tensor, "rows n"], view: GroupView):
+    """α_k of the row-centred logits on cos(w_k(s − c)), and a function from keys to their share of the variance.
+
+    For each row the regressors of different k are orthogonal over c, so each α is its own least squares.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    by_answer = logits.new_zeros(view.n, view.n).index_add_(0, view.s, centred)
+    offset = (torch.arange(view.n)[:, None] - torch.arange(view.n)[None]) % view.n
+    by_offset = logits.new_zeros(view.n).index_add_(0, offset.flatten(), by_answer.flatten())
+    cosines = torch.stack([characters(k, torch.arange(view.n), view.n)[:, 0] for k in range(1, n_frequencies(view.n) + 1)])
+    energies = len(logits) * cosines.pow(2).sum(1)
+    alphas = cosines @ by_offset / energies
+    total = centred.pow(2).sum()
+
+    def fve_of(keys: tuple[int, ...]) -> float:
+        chosen = [k - 1 for k in keys]
+        return float((alphas[chosen].pow(2) * energies[chosen]).sum() / total)
+
+    return alphas, fve_of
+
+
+def sum_directions(view: GroupView, keys: tuple[int, ...]) -> Float[Tensor, "rows dim"]:
+    """Orthonormal basis, over grid rows, of the mean-free functions cos(w_k s) and sin(w_k s) for all keys."""
+    columns = torch.cat([characters(k, view.s, view.n) for k in keys], dim=1)
+    return torch.linalg.qr(columns - columns.mean(0)).Q
+
+
+def _losses(logits: Float[Tensor, "rows n"], view: GroupView, keys: tuple[int, ...]) -> tuple[float, float, float]:
+    """Cross-entropy of the logits, of their key part plus the mean row, and of what is left without the key part."""
+    basis = sum_directions(view, keys)
+    part = basis @ (basis.T @ logits)
+
+    def loss(values: Tensor) -> float:
+        return float(F.cross_entropy(values, view.s))
+
+    return loss(logits), loss(part + logits.mean(0)), loss(logits - part)
+
+
+def _neuron_purity(model: Transformer, task: Task) -> float:
+    """Fraction of live neurons of the last MLP with over 85% of their centred variance in one frequency's block.
+
+    The block of k is the span of {1, cos, sin}(u) ⊗ {1, cos, sin}(v), the constant removed.
+    """
+    view, name = task.group, f"blocks.{model.n_layers - 1}.mlp.hook_post"
+    posts: list[Tensor] = []
+
+    def keep(hook: str, value: Tensor) -> Tensor:
+        if hook == name:
+            posts.append(value[:, -1])
+        return value
+
+    with torch.no_grad():
+        for part in task.tokens(model.layout)[view.rows].split(4096):
+            forward(model.params, part, keep)
+    post = torch.cat(posts)
+    post = post - post.mean(0)
+    energy = post.pow(2).sum(0)
+    live = energy > LIVE_NEURON * energy.max()
+    if not bool(live.any()):
+        return 0.0
+    best = torch.zeros_like(energy)
+    for k in range(1, n_frequencies(view.n) + 1):
+        block = _block_basis(k, view.u, view.v, view.n)
+        best = best.maximum((block.T @ post).pow(2).sum(0))
+    return float((best[live] / energy[live] > PURE_NEURON).double().mean())
+
+
+def _block_basis(k: int, u: Int[Tensor, "rows"], v: Int[Tensor, "rows"], n: int) -> Float[Tensor, "rows dim"]:
+    one = torch.ones(len(u), 1, dtype=torch.float64)
+    left, right = torch.cat([one, characters(k, u, n)], 1), torch.cat([one, characters(k, v, n)], 1)
+    products = (left[:, :, None] * right[:, None, :]).flatten(1)[:, 1:]
+    return torch.linalg.qr(products - products.mean(0)).Q

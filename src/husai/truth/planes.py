@@ -1,0 +1,177 @@
+"""Ground truth at a hook: which Fourier variables the activations carry, and in which subspaces. (docs/method.md §Truth)
+
+Variables, in the group coordinates in which the operation is a sum s = u + v: `a` (functions of u), `b` (of v), `sum`
+(of u + v, the answer) and `difference` (of u − v). A family is one variable at one frequency. For mul and div the rows
+with a zero get a family of their own, `zero`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.activations import Activations
+from husai.errors import HusaiError
+from husai.tasks import Task
+from husai.truth.fourier import characters, n_frequencies
+
+MIN_SHARE = 0.01  # a family is part of the hook's truth from this share of the variance on
+MIN_SINGULAR_RATIO = 0.05  # below this the second direction of a plane does not count
+MERGE_COSINE = 0.95  # planes of one frequency with all principal cosines above this are one plane
+
+Variable = str
+VARIABLES = ("a", "b", "sum", "difference")
+
+
+@dataclass(frozen=True)
+class Families:
+    """Orthonormal functions over the grid, grouped by (variable, frequency).
+
+    names: (variable, k) of every family. owner: (columns,) the family of each column. basis: (pairs, columns), float64;
+    orthonormal within a family and, but for `squares`, between families. The first column of a family is its cosine.
+    """
+
+    names: tuple[tuple[Variable, int], ...]
+    owner: Tensor
+    basis: Float[Tensor, "pairs columns"]
+
+    def coefficients(self, values: Float[Tensor, "pairs m"]) -> Float[Tensor, "columns m"]:
+        """Inner products of every basis function with every centred column of `values`."""
+        return self.basis.T @ (values - values.mean(0)).double()
+
+    def energy(self, coefficients: Float[Tensor, "columns m"]) -> Float[Tensor, "families m"]:
+        """Energy ‖P_family·values‖² of every column in every family, from its coefficients."""
+        return coefficients.new_zeros(len(self.names), coefficients.shape[1]).index_add_(0, self.owner, coefficients.pow(2))
+
+
+@lru_cache(maxsize=4)
+def families(task: Task) -> Families:
+    """All families of a task's grid. At the Nyquist frequency sum and difference are one function, kept as `sum`."""
+    view, rows = task.group, len(task.a)
+    names: list[tuple[Variable, int]] = []
+    blocks: list[Tensor] = []
+    coordinates = {"a": view.u, "b": view.v, "sum": view.s, "difference": (view.u - view.v) % view.n}
+    for k in range(1, n_frequencies(view.n) + 1):
+        for variable in VARIABLES:
+            if variable == "difference" and 2 * k == view.n:
+                continue
+            full = torch.zeros(rows, 1 if 2 * k == view.n else 2, dtype=torch.float64)
+            full[view.rows] = characters(k, coordinates[variable], view.n)
+            names.append((variable, k))
+            blocks.append(_orthonormal(full))
+    if len(view.rows) < rows:
+        zero_a, zero_b = task.a == 0, task.b == 0
+        indicators = [zero_a] if not zero_b.any() else [zero_a, zero_b, zero_a & zero_b]
+        names.append(("zero", 0))
+        blocks.append(_orthonormal(torch.stack(indicators, dim=1).double()))
+    owner = torch.cat([torch.full((block.shape[1],), i) for i, block in enumerate(blocks)])
+    return Families(tuple(names), owner, torch.cat(blocks, dim=1))
+
+
+def _orthonormal(columns: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Orthonormal basis of the mean-free columns, in their order and with their signs."""
+    q, r = torch.linalg.qr(columns - columns.mean(0))
+    return q * r.diagonal().sign()
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """One true subspace: `basis` is (d, dim) with orthonormal columns; `share` of the hook's variance."""
+
+    k: int
+    variables: tuple[Variable, ...]
+    basis: Float[Tensor, "d dim"]
+    share: float
+
+    @property
+    def label(self) -> str:
+        return f"{'/'.join(self.variables)} k={self.k}"
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The truth at one hook.
+
+    subspaces: merged, sorted by share, at least 1% each. shares: every (variable, k, share), sorted.
+    unexplained: share of the variance in no family. n_pairs: rows of the grid.
+    """
+
+    hook: str
+    subspaces: tuple[Subspace, ...]
+    shares: tuple[tuple[Variable, int, float], ...]
+    unexplained: float
+
+    @cached_property
+    def union(self) -> Float[Tensor, "d dim"]:
+        """Orthonormal basis of the span of all true subspaces."""
+        return span([subspace.basis for subspace in self.subspaces])
+
+    @cached_property
+    def answer_span(self) -> Float[Tensor, "d dim"] | None:
+        """Orthonormal basis of the span of the subspaces that carry the answer (`sum`); None if there are none."""
+        bases = [subspace.basis for subspace in self.subspaces if "sum" in subspace.variables]
+        return span(bases) if bases else None
+
+    def share_of(self, variable: Variable) -> float:
+        """Summed share of a variable over all frequencies."""
+        return sum(share for name, _, share in self.shares if name == variable)
+
+
+def span(bases: list[Float[Tensor, "d dim"]]) -> Float[Tensor, "d dim"]:
+    """Orthonormal basis of the joint span."""
+    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1), full_matrices=False)
+    return u[:, s > 1e-6 * s[0]]
+
+
+def find_truth(activations: Activations) -> GroundTruth:
+    """The true subspaces of an activation grid.
+
+    Raises HusaiError if no family holds 1% of the variance: such a hook has no truth to score against.
+    """
+    family = families(activations.task)
+    x = activations.x.double()
+    x = x - x.mean(0)
+    total = x.pow(2).sum()
+    if not float(total) > 0:
+        raise HusaiError(f"hook {activations.hook}: its activations do not vary over the grid, so it has no truth")
+    coefficients = family.coefficients(x)
+    shares = family.energy(coefficients).sum(1) / total
+    order = shares.argsort(descending=True).tolist()
+    groups: list[Subspace] = []
+    for i in order:
+        if float(shares[i]) < MIN_SHARE:
+            break
+        variable, k = family.names[i]
+        plane = Subspace(k, (variable,), _plane(coefficients[family.owner == i].T), float(shares[i]))
+        twin = next((j for j, other in enumerate(groups) if other.k == k and _coincide(other.basis, plane.basis)), None)
+        if twin is None:
+            groups.append(plane)
+        else:
+            groups[twin] = _merge(groups[twin], plane)
+    if not groups:
+        raise HusaiError(
+            f"hook {activations.hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, so it has no truth to score against"
+        )
+    listed = tuple((*family.names[i], float(shares[i])) for i in order)
+    unexplained = float(1 - shares.sum()) if activations.task.group.uniform else float("nan")
+    return GroundTruth(activations.hook, tuple(sorted(groups, key=lambda g: -g.share)), listed, unexplained)
+
+
+def _plane(directions: Float[Tensor, "d columns"]) -> Float[Tensor, "d dim"]:
+    u, s, _ = torch.linalg.svd(directions, full_matrices=False)
+    return u[:, s > MIN_SINGULAR_RATIO * s[0]]
+
+
+def _coincide(first: Tensor, second: Tensor) -> bool:
+    return bool((torch.linalg.svdvals(first.T @ second) > MERGE_COSINE).all())
+
+
+def _merge(first: Subspace, second: Subspace) -> Subspace:
+    """One subspace for both: the leading directions of their span, weighted by their shares."""
+    weighted = torch.cat([first.basis * first.share**0.5, second.basis * second.share**0.5], dim=1)
+    dim = max(first.basis.shape[1], second.basis.shape[1])
+    basis = torch.linalg.svd(weighted, full_matrices=False).U[:, :dim]
+    variables = tuple(v for v in VARIABLES if v in (*first.variables, *second.variables)) or first.variables
+    return Subspace(first.k, variables, basis, first.share + second.share)

@@ -1,0 +1,122 @@
+"""Whole jobs: train a transformer until it is a verified circuit; train SAEs on a hook. Each fills one run folder."""
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from husai.config import ModelConfig, SAEConfig
+from husai.runs import whole_folder, write_gate, write_record
+from husai.sae.train import StepLog, Stop, TrainedSAEs, train_saes
+from husai.sae.weights import save_sae
+from husai.tasks import Task
+from husai.transformer.model import Transformer
+from husai.transformer.train import Evaluation, TrainedModel, train_transformer
+from husai.transformer.weights import save_weights
+from husai.truth.circuit import GateReport, verify
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A trained transformer and its gate report; `attempts` is how many seeds it took."""
+
+    model: Transformer
+    report: GateReport
+    config: ModelConfig
+    attempts: int
+
+
+def train_model(
+    config: ModelConfig,
+    out: Path,
+    *,
+    attempts: int = ATTEMPTS,
+    on_attempt: Callable[[int, ModelConfig], None] = lambda _n, _config: None,
+    on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+    on_verdict: Callable[[int, GateReport], None] = lambda _n, _report: None,
+    device: str = "cpu",
+) -> ModelRun:
+    """Train, verify, and try up to two more seeds if the gate fails; write the run folder of the best attempt.
+
+    The folder gets `transformer_best` (lowest held-out loss; this one is verified), `transformer_final` and, if asked,
+    `transformer_epoch_<N>` as safetensors, and `gate.json`. If no attempt passes, the one with the highest fve is kept
+    and its report says so. Raises HusaiError if the folder cannot be written.
+    """
+    start = time.perf_counter()
+    with whole_folder(out) as folder:
+        best: tuple[ModelRun, TrainedModel, dict[str, Transformer]] | None = None
+        for attempt in range(attempts):
+            tried = config if attempt == 0 else config.with_seed(config.training.init_seed + attempt)
+            on_attempt(attempt, tried)
+            checkpoints: dict[str, Transformer] = {}
+            trained = train_transformer(
+                tried, on_evaluation=on_evaluation, on_checkpoint=checkpoints.__setitem__, device=device
+            )
+            report = verify(trained.best, Task(tried.task.op, tried.task.p))
+            on_verdict(attempt, report)
+            model = replace(trained.best, name=out.name, verified=report.passed)
+            run = ModelRun(model, report, tried, attempt + 1)
+            if best is None or report.passed or report.fve > best[0].report.fve:
+                best = run, trained, checkpoints
+            if report.passed:
+                break
+        assert best is not None
+        run, trained, checkpoints = best
+        for name, model in {"best": trained.best, "final": trained.final, **checkpoints}.items():
+            save_weights(model, folder / f"transformer_{name}.safetensors")
+        last = trained.history[-1]
+        metrics: dict[str, Any] = {**asdict(last), "best_step": trained.best_step, "passed": run.report.passed}
+        write_record(folder, run.config, metrics, wall_seconds=time.perf_counter() - start, attempts=run.attempts)
+        write_gate(folder / "gate.json", run.report)
+        write_history(folder / "history.csv", trained.history)
+    return run
+
+
+def write_history(path: Path, rows: tuple[Evaluation, ...] | tuple[StepLog, ...]) -> None:
+    """One CSV line a row."""
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def train_sae_run(
+    x,
+    config: SAEConfig,
+    out: Path,
+    meta: dict[str, Any],
+    *,
+    on_log: Callable[[list[StepLog]], None] = lambda _: None,
+    stop: Stop = lambda _step, _ensemble: False,
+    stop_at: tuple[int, ...] = (),
+    finish: Callable[[TrainedSAEs, Path], dict[str, Any]],
+    device: str = "cpu",
+) -> TrainedSAEs:
+    """Train S SAEs on activations x and write their run folder.
+
+    With one seed the folder itself is the SAELens folder; with more, each seed is one in `seed-<init>-<data>/`.
+    finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata.
+    """
+    start = time.perf_counter()
+    with whole_folder(out) as folder:
+        trained = train_saes(x, config, stop=stop, stop_at=stop_at, on_log=on_log, device=device)
+        save_ensemble(trained, config, folder, meta)
+        metrics = finish(trained, folder)
+        write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)
+        write_history(folder / "history.csv", trained.history)
+    return trained
+
+
+def save_ensemble(trained: TrainedSAEs, config: SAEConfig, folder: Path, meta: dict[str, Any]) -> list[Path]:
+    """SAELens folders of all seeds; returns where they are."""
+    ensemble = trained.ensemble
+    places = []
+    for index, seeds in enumerate(zip(config.init_seeds, config.data_seeds, strict=True)):
+        place = folder if len(ensemble) == 1 else folder / "seed-{}-{}".format(*seeds)
+        save_sae(ensemble, index, place, {**meta, "steps": trained.steps})
+        places.append(place)
+    return places
