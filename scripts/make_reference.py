@@ -60,7 +60,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=reference_dir(), help="folder to fill")
     out = parser.parse_args().out
-    return 0 if all([make(name, count, out) for name, count in WANTED]) else 1
+    passed = [make(name, count, out) for name, count in WANTED]  # a list, so that one failure does not stop the rest
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

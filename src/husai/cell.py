@@ -97,7 +97,9 @@ def run_cell(job: Job) -> str:
         identity = identity_of(job, task)
         named = {column: identity[column] for column in RECORD_COLUMNS[:10]}
         atoms.assign(**named, run_id=cell.run_id).to_parquet(folder / "atoms.parquet", index=False)
-        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **_arrays(trained.ensemble, hook, end, latest[0]))
+        np.savez_compressed(
+            folder / "arrays.npz", allow_pickle=False, **_arrays(trained.ensemble, hook, end, latest[0])
+        )
         return summary(end, converged)
 
     meta = {

@@ -3,12 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from husai import console
 from husai.console import exits, say
+
+CPUS = os.cpu_count() or 1
 
 app = typer.Typer(
     help="Ground-truth benchmark suite for the stability of sparse autoencoders (SAEs).",
@@ -24,8 +26,8 @@ app.add_typer(activations_app, name="activations")
 app.add_typer(sae_app, name="sae")
 
 ModelArg = Annotated[str, typer.Argument(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value settings on top of the config, such as sae.k=8")]  # noqa: UP045
-OpOption = Annotated[Optional[str], typer.Option(help="operation of a bare weights file: add, sub, mul, div, squares")]  # noqa: UP045
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value settings on top of the config, such as sae.k=8")]
+OpOption = Annotated[str | None, typer.Option(help="operation of a bare weights file: add, sub, mul, div, squares")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")]
 UnverifiedOption = Annotated[bool, typer.Option(help="go on if the gate fails; every result is marked unverified")]
@@ -42,22 +44,11 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
     """Options that stand before a command."""
-
-
-def _device(name: str) -> str:
-    """Raises HusaiError unless the device is there."""
-    import torch
-
-    from husai.errors import HusaiError
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise HusaiError(f"--device {name}: not available here; cpu always is") from None
-    return name
 
 
 @app.command()
@@ -66,7 +57,7 @@ def smoke(
     out: Annotated[Path, typer.Option(help="folder for the results; an earlier smoke run there is replaced")] = Path(
         "results/smoke"
     ),
-    jobs: JobsOption = os.cpu_count() or 1,
+    jobs: JobsOption = CPUS,
     device: DeviceOption = "cpu",
 ) -> int:
     """The whole pipeline, small and real, in minutes: train, prove, train SAEs, compare, draw."""
@@ -75,7 +66,7 @@ def smoke(
     from husai.suite import run_smoke
 
     suite = SuiteConfig.load(find_config("smoke", "suites"))
-    return run_smoke(suite, out, jobs=jobs, device=_device(device))
+    return run_smoke(suite, out, jobs=jobs, device=console.require_device(device))
 
 
 @model_app.command("train")
@@ -83,7 +74,7 @@ def smoke(
 def model_train(
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as add-p113")] = "add-p113",
-    seed: Annotated[Optional[int], typer.Option(help="sets the init, split and batch seeds")] = None,  # noqa: UP045
+    seed: Annotated[int | None, typer.Option(help="sets the init, split and batch seeds")] = None,
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/model"),
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: DeviceOption = "cpu",
@@ -96,7 +87,7 @@ def model_train(
 
     recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
-    return train_and_report(recipe, out, attempts=attempts, device=_device(device), quiet=quiet)
+    return train_and_report(recipe, out, attempts=attempts, device=console.require_device(device), quiet=quiet)
 
 
 @model_app.command("verify")
@@ -108,7 +99,9 @@ def model_verify(model: ModelArg, op: OpOption = None, json: JsonOption = False)
 
     loaded, task, ignored = load_model(model, op)
     if ignored:
-        console.err.print(f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False)
+        console.err.print(
+            f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False
+        )
     report = verify(loaded, task)
     if json:
         console.show_json(report.to_json())
@@ -142,10 +135,12 @@ def model_list(json: JsonOption = False) -> None:
 def activations_extract(
     model: ModelArg,
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
-    layer: Annotated[Optional[int], typer.Option(help="layer of a short hook name; the last by default")] = None,  # noqa: UP045
+    layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
     op: OpOption = None,
-    out: Annotated[Path, typer.Option(help="file to write (.safetensors: x, a, b, label)")] = Path("activations.safetensors"),
+    out: Annotated[Path, typer.Option(help="file to write (.safetensors: x, a, b, label)")] = Path(
+        "activations.safetensors"
+    ),
     json: JsonOption = False,
 ) -> None:
     """Write the activations of the whole grid at one hook, and print their true subspaces."""
@@ -160,7 +155,8 @@ def activations_extract(
     if json:
         return console.show_json(description)
     say(
-        f"{out}: {tuple(activations.x.shape)} at {activations.hook}, mean {activations.x.mean():.4f}, std {activations.x.std():.4f}"
+        f"{out}: {tuple(activations.x.shape)} at {activations.hook}, "
+        f"mean {activations.x.mean():.4f}, std {activations.x.std():.4f}"
     )
     for subspace in description["subspaces"]:
         say(f"  {subspace['label']:<24} share {subspace['share']:.3f}  dimensions {subspace['dim']}")
@@ -174,7 +170,7 @@ def sae_train(
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
-    layer: Annotated[Optional[int], typer.Option(help="layer of a short hook name; the last by default")] = None,  # noqa: UP045
+    layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
     op: OpOption = None,
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
@@ -192,7 +188,9 @@ def sae_train(
     if seeds > 1:
         many = tuple(range(seeds))
         chosen = SAEConfig.parse({**chosen.model_dump(), "init_seeds": many, "data_seeds": many}, "--seeds")
-    request = Request(model, hook, layer, -1, op, chosen, out, allow_unverified, _device(device), quiet or json)
+    request = Request(
+        model, hook, layer, -1, op, chosen, out, allow_unverified, console.require_device(device), quiet or json
+    )
     metrics = train_single(request)
     if json:
         console.show_json(metrics)
@@ -204,9 +202,9 @@ def sae_train(
 def sweep(
     suite: Annotated[str, typer.Argument(help="a suite's YAML file, or a shipped name such as default")],
     overrides: Overrides = None,
-    out: Annotated[Optional[Path], typer.Option(help="results folder (default results/<suite>)")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="results folder (default results/<suite>)")] = None,
     runs: Annotated[Path, typer.Option(help="folder for run folders")] = Path("runs"),
-    jobs: JobsOption = os.cpu_count() or 1,
+    jobs: JobsOption = CPUS,
     device: DeviceOption = "cpu",
     allow_unverified: UnverifiedOption = False,
     dry_run: Annotated[bool, typer.Option(help="list the cells and whether they are finished, and stop")] = False,
@@ -222,7 +220,7 @@ def sweep(
         out or Path("results") / chosen.name,
         runs,
         jobs=jobs,
-        device=_device(device),
+        device=console.require_device(device),
         allow_unverified=allow_unverified,
         dry_run=dry_run,
     )
@@ -232,7 +230,7 @@ def sweep(
 @exits
 def report(
     results: Annotated[Path, typer.Argument(help="a results folder such as results/default")],
-    out: Annotated[Optional[Path], typer.Option(help="where to write (default: the results folder)")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="where to write (default: the results folder)")] = None,
 ) -> None:
     """Draw the figures (PDF and PNG) and write summary.md and the CSV matrices."""
     from husai.report.write import write_report

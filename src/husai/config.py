@@ -99,17 +99,19 @@ def content_hash(*parts: object) -> str:
 class TaskConfig(Config):
     """A modular operation."""
 
-    op: str = Field("add", description="add, sub, mul, div or squares (a² + b²)")
-    p: int = Field(113, description="prime modulus")
+    op: str = Field(default="add", description="add, sub, mul, div or squares (a² + b²)")
+    p: int = Field(default=113, description="prime modulus")
 
 
 class TransformerConfig(Config):
     """The shape of the transformer."""
 
-    layout: Literal["abe", "husai"] = Field("abe", description="abe: [a, b, =], 1 layer; husai: 2 layers, LayerNorm")
-    d_model: Positive = Field(128, description="width of the residual stream")
-    n_heads: Positive = Field(4, description="attention heads; must divide d_model")
-    d_mlp: Positive = Field(512, description="neurons of the MLP")
+    layout: Literal["abe", "husai"] = Field(
+        default="abe", description="abe: [a, b, =], 1 layer; husai: 2 layers, LayerNorm"
+    )
+    d_model: Positive = Field(default=128, description="width of the residual stream")
+    n_heads: Positive = Field(default=4, description="attention heads; must divide d_model")
+    d_mlp: Positive = Field(default=512, description="neurons of the MLP")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -121,20 +123,24 @@ class TransformerConfig(Config):
 class TransformerTrainingConfig(Config):
     """How the transformer is trained: AdamW on a float64 cross-entropy at the last position."""
 
-    frac_train: float = Field(0.5, gt=0, lt=1, description="share of the grid trained on")
-    batch_size: Positive | None = Field(2048, description="pairs a step; null trains on the full batch")
-    steps: Positive = Field(1500, description="optimiser steps")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(1.5, ge=0, description="decoupled weight decay")
-    beta2: float = Field(0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
-    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
-    decay_fraction: Fraction = Field(0.5, description="last share of steps over which lr falls linearly to 0")
-    init_seed: int = Field(0, ge=0, description="seed of the initial weights")
-    split_seed: int = Field(0, ge=0, description="seed of the train/test split")
-    batch_seed: int = Field(0, ge=0, description="seed of the order of batches")
-    shuffle_labels: bool = Field(False, description="negative control: permute the labels, so that nothing can be learned")
-    log_every: Positive = Field(100, description="steps between evaluations on the held-out pairs")
-    checkpoint_epochs: Positive | None = Field(None, description="passes over the training pairs between checkpoints")
+    frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
+    batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
+    steps: Positive = Field(default=1500, description="optimiser steps")
+    lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=1.5, ge=0, description="decoupled weight decay")
+    beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
+    warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
+    decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
+    init_seed: int = Field(default=0, ge=0, description="seed of the initial weights")
+    split_seed: int = Field(default=0, ge=0, description="seed of the train/test split")
+    batch_seed: int = Field(default=0, ge=0, description="seed of the order of batches")
+    shuffle_labels: bool = Field(
+        default=False, description="negative control: permute the labels, so that nothing can be learned"
+    )
+    log_every: Positive = Field(default=100, description="steps between evaluations on the held-out pairs")
+    checkpoint_epochs: Positive | None = Field(
+        default=None, description="passes over the training pairs between checkpoints"
+    )
 
 
 class ModelConfig(Config):
@@ -154,15 +160,19 @@ class TopKConfig(Config):
     """TopK SAE (Gao et al. 2024)."""
 
     architecture: Literal["topk"] = "topk"
-    d_sae: Positive = Field(1024, description="latents")
-    k: Positive = Field(32, description="active latents a sample")
+    d_sae: Positive = Field(default=1024, description="latents")
+    k: Positive = Field(default=32, description="active latents a sample")
     decoder_norm: Literal["unit", "weighted"] = Field(
-        "unit",
+        default="unit",
         description="unit: decoder rows are projected to norm 1 each step; weighted: codes are scaled by the norms",
     )
-    auxk_coefficient: float = Field(1.0, ge=0, description="weight of the dead latents' reconstruction of the residual")
-    k_aux: Positive | None = Field(None, description="dead latents used for it; null means d_in / 2")
-    dead_steps: Positive = Field(100, description="steps without firing after which a latent counts as dead in training")
+    auxk_coefficient: float = Field(
+        default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
+    )
+    k_aux: Positive | None = Field(default=None, description="dead latents used for it; null means d_in / 2")
+    dead_steps: Positive = Field(
+        default=100, description="steps without firing after which a latent counts as dead in training"
+    )
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
@@ -180,11 +190,11 @@ class ReLUConfig(Config):
     """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
 
     architecture: Literal["relu"] = "relu"
-    d_sae: Positive = Field(1024, description="latents")
-    l1_coefficient: float = Field(1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
-    l1_warmup_steps: int = Field(100, ge=0, description="steps over which λ rises linearly from 0")
+    d_sae: Positive = Field(default=1024, description="latents")
+    l1_coefficient: float = Field(default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
+    l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
     decoder_norm: Literal["unit", "weighted"] = Field(
-        "unit",
+        default="unit",
         description="unit: decoder rows are projected to norm 1 each step; weighted: only the penalty sees norms",
     )
 
@@ -200,16 +210,22 @@ ArchitectureConfig = Annotated[TopKConfig | ReLUConfig, Field(discriminator="arc
 class SAETrainingConfig(Config):
     """How SAEs are trained: Adam on batches drawn without replacement from the whole grid."""
 
-    steps: Positive = Field(1500, description="optimiser steps")
-    batch_size: Positive = Field(1024, description="samples a step")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    decay_fraction: Fraction = Field(0.3, description="last share of steps over which lr falls linearly to 0")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
-    clip_norm: float | None = Field(1.0, gt=0, description="each seed's gradient is scaled down to this norm; null: never")
-    resample_every: Positive | None = Field(None, description="steps between resamplings of dead latents; null: never")
-    resample_until: Fraction = Field(0.6, description="share of the steps after which nothing is resampled any more")
+    steps: Positive = Field(default=1500, description="optimiser steps")
+    batch_size: Positive = Field(default=1024, description="samples a step")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    decay_fraction: Fraction = Field(default=0.3, description="last share of steps over which lr falls linearly to 0")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first beta")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's second beta")
+    clip_norm: float | None = Field(
+        default=1.0, gt=0, description="each seed's gradient is scaled down to this norm; null: never"
+    )
+    resample_every: Positive | None = Field(
+        default=None, description="steps between resamplings of dead latents; null: never"
+    )
+    resample_until: Fraction = Field(
+        default=0.6, description="share of the steps after which nothing is resampled any more"
+    )
 
 
 class SAEConfig(Config):
@@ -230,13 +246,23 @@ class SAEConfig(Config):
 class AnalysisConfig(Config):
     """What is computed beside the raw scores. More draws cost time and narrow the chance levels."""
 
-    curve: tuple[int, ...] = Field((0, 30, 100, 300, 1000), description="steps at which every score is taken; the end is added")
-    null_draws: Positive = Field(100, description="draws of each null at the end of training, for up to 256 atoms")
-    wide_null_draws: Positive = Field(20, description="the same for more than 256 atoms")
-    curve_null_draws: Positive = Field(2, description="draws of each null at the other points of the curve")
-    aligned_null_draws: Positive = Field(2, description="draws of the aligned score's null at the end of training")
-    shifts: Positive = Field(16, description="shifts averaged over at the end, for more than 256 atoms; below that all")
-    curve_shifts: Positive = Field(4, description="shifts averaged and searched at the other points, for more than 256 atoms")
+    curve: tuple[int, ...] = Field(
+        default=(0, 30, 100, 300, 1000), description="steps at which every score is taken; the end is added"
+    )
+    null_draws: Positive = Field(
+        default=100, description="draws of each null at the end of training, for up to 256 atoms"
+    )
+    wide_null_draws: Positive = Field(default=20, description="the same for more than 256 atoms")
+    curve_null_draws: Positive = Field(default=2, description="draws of each null at the other points of the curve")
+    aligned_null_draws: Positive = Field(
+        default=2, description="draws of the aligned score's null at the end of training"
+    )
+    shifts: Positive = Field(
+        default=16, description="shifts averaged over at the end, for more than 256 atoms; below that all"
+    )
+    curve_shifts: Positive = Field(
+        default=4, description="shifts averaged and searched at the other points, for more than 256 atoms"
+    )
 
 
 class SuiteEntry(Config):
@@ -250,7 +276,9 @@ class SuiteConfig(Config):
     """A sweep: one model × hooks × entries × seeds."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
-    model: str | ModelConfig = Field("add-p113-0", description="a MODEL by name or path, or a recipe to train first")
+    model: str | ModelConfig = Field(
+        default="add-p113-0", description="a MODEL by name or path, or a recipe to train first"
+    )
     hooks: tuple[str, ...] = Field(min_length=1, description="hooks, short or full")
     entries: tuple[SuiteEntry, ...] = Field(min_length=1)
     init_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")

@@ -43,9 +43,13 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
         except OSError as error:
             code = fail(f"{error.filename or 'a file'}: {reason(error)}", 2)
         except KeyboardInterrupt:
-            code = fail("interrupted; nothing half-written remains, and the same command goes on from what is finished", 130)
+            code = fail(
+                "interrupted; nothing half-written remains, and the same command goes on from what is finished", 130
+            )
         except Terminated:
-            code = fail("terminated; nothing half-written remains, and the same command goes on from what is finished", 143)
+            code = fail(
+                "terminated; nothing half-written remains, and the same command goes on from what is finished", 143
+            )
         sys.exit(code)
 
     return run
@@ -99,3 +103,14 @@ def gate_lines(report: Any) -> list[str]:
         f"  neuron purity {report.neuron_purity:.3f} · variant {report.variant}",
     ]
     return lines
+
+
+def require_device(name: str) -> str:
+    """Raises HusaiError unless the device is there."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise HusaiError(f"--device {name}: not available here; cpu always is") from None
+    return name

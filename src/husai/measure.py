@@ -151,7 +151,9 @@ def _recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:
         for null in DRAWN_NULLS:
             draw = sampler(null, hook.activations.x)
             size = max(members.n_live)
-            values = [score(draw(size, generator(f"{metric}-{null}", index)), hook.truth) for index in range(OVERLAP_DRAWS)]
+            values = [
+                score(draw(size, generator(f"{metric}-{null}", index)), hook.truth) for index in range(OVERLAP_DRAWS)
+            ]
             result.rows.append(Row(metric, null, *seed_interval(np.array(values)), n=OVERLAP_DRAWS))
 
 

@@ -37,4 +37,6 @@ def find_config(reference: str | Path, kind: str) -> Path:
         if candidate.is_file():
             return candidate
     names = sorted(file.stem for file in (shipped / kind).glob("*.yaml"))
-    raise HusaiError(f"config {reference}: no such file, and no shipped config of that name; shipped are {', '.join(names)}")
+    raise HusaiError(
+        f"config {reference}: no such file, and no shipped config of that name; shipped are {', '.join(names)}"
+    )

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -139,8 +139,16 @@ def write_gate(path: Path, report: GateReport) -> None:
     path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(reference: str | Path, op: str | None = None) -> tuple[Transformer, Task, tuple[str, ...]]:
-    """The model that `reference` means, its task, and the names of ignored tensors.
+class LoadedModel(NamedTuple):
+    """A model with its task; `ignored` are names of tensors in the file that the model has no use for."""
+
+    transformer: Transformer
+    task: Task
+    ignored: tuple[str, ...] = ()
+
+
+def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
+    """The model that `reference` means, with its task.
 
     A MODEL is a reference name (`add-p113-0`), a run folder or a weights file. The op comes from the folder's config,
     or is `op` (default add) for a bare file. Raises HusaiError if nothing is found or it cannot be read.
@@ -164,7 +172,7 @@ def load_model(reference: str | Path, op: str | None = None) -> tuple[Transforme
     config_file = weights.parent / "config.yaml"
     if config_file.is_file() and op is None:
         op = ModelConfig.load(config_file).task.op
-    return replace(model, name=name), Task(op or "add", model.p), ignored
+    return LoadedModel(replace(model, name=name), Task(op or "add", model.p), ignored)
 
 
 def check_gate(model: Transformer, task: Task, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:

@@ -63,7 +63,9 @@ def train_and_report(
         say(text)
     say(f"Run folder: {out}")
     if not run.report.passed:
-        console.fail(f"no attempt of {run.attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1)
+        console.fail(
+            f"no attempt of {run.attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1
+        )
     return 0 if run.report.passed else 1
 
 
@@ -86,7 +88,9 @@ def run_suite(
         model_path = str(place)
         if not finished(place) and train_and_report(suite.model, place, device=device) and not allow_unverified:
             return 1
-    planned, model, task, gate = plan(suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device)
+    planned, model, task, gate = plan(
+        suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device
+    )
     if dry_run:
         known = recorded_ids(results)
         for job in planned:
@@ -106,7 +110,9 @@ def run_suite(
     write_truth(results, planned, model, task, gate)
     sweep(planned, results, jobs=jobs, on_done=on_done)
     files = write_report(results, results)
-    say(f"{len(files)} tables and figures in {results} after {time.perf_counter() - start:.0f} s; read summary.md first")
+    say(
+        f"{len(files)} tables and figures in {results} after {time.perf_counter() - start:.0f} s; read summary.md first"
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -44,11 +45,8 @@ def plan(
     """
     model, task, _ = load_model(model_path)
     model, report = check_gate(model, task, allow_unverified=allow_unverified)
-    if not isinstance(suite.model, str):
-        model_seed = suite.model.training.init_seed
-    else:
-        model_seed = _model_seed(Path(model_path))
     name = model.name if isinstance(suite.model, str) else f"{suite.name}-model"
+    model_seed = _model_seed(Path(model_path))
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
     identity = weights_hash(model)
     planned = []
@@ -185,7 +183,8 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
     """Rows of one run into a table, in an order that depends on its content alone."""
     if path.is_file():
         old = read_table(path)
-        rows = pd.concat([old[~old["run_id"].isin(rows["run_id"])], rows], ignore_index=True)
+        kept: Any = old[~old["run_id"].isin(rows["run_id"])]
+        rows = pd.concat([kept, rows], ignore_index=True)
     order = [column for column in rows.columns if column not in ("value", "ci_low", "ci_high")]
     rows = rows.sort_values(order, kind="stable", ignore_index=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -195,7 +194,9 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
 
 def write_truth(results: Path, planned: list[Job], model: Transformer, task: Task, report: GateReport) -> None:
     """`gate.json` and `truth.json`: the model's gate report, and the true subspaces of every hook of the suite."""
-    write_atomic(results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n")
+    write_atomic(
+        results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n"
+    )
     hooks = {}
     for name in dict.fromkeys(job.cell.hook for job in planned):
         truth = Hook.of(extract(model, task, name)).truth

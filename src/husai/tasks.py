@@ -82,7 +82,9 @@ class Task:
         if self.op not in OPS:
             raise HusaiError(f"op: '{self.op}' is unknown; allowed are {', '.join(OPS)}")
         if not isinstance(self.p, int) or not MIN_P <= self.p <= MAX_P or not is_prime(self.p):
-            raise HusaiError(f"p: {self.p} is not allowed; p must be a prime from {MIN_P} to {MAX_P}, such as 59 or 113")
+            raise HusaiError(
+                f"p: {self.p} is not allowed; p must be a prime from {MIN_P} to {MAX_P}, such as 59 or 113"
+            )
 
     @cached_property
     def a(self) -> Int[Tensor, "pairs"]:

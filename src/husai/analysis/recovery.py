@@ -11,12 +11,16 @@ from husai.tasks import Task
 from husai.truth.planes import GroundTruth, families
 
 
-def fourier_overlap(atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None) -> float:
+def fourier_overlap(
+    atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None
+) -> float:
     """Share of the unit atoms' energy inside the union of the true subspaces, averaged with `weights` (default even)."""
     return _mean(_share(atoms, truth.union), weights)
 
 
-def decoder_overlap(atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None) -> float:
+def decoder_overlap(
+    atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None
+) -> float:
     """The same inside each atom's best single true subspace."""
     return _mean(best_subspace(atoms, truth)[0], weights)
 

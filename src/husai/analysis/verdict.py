@@ -8,7 +8,7 @@ MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell
 
 def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     """Which rungs `score` exceeds: those whose upper end lies below the lower end of its interval over seeds."""
-    if not score.low == score.low:
+    if score.low != score.low:
         return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
     names = sorted(rungs, key=lambda name: rungs[name].mean)
     above = [name for name in names if score.low > rungs[name].high]

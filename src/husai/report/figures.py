@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 
@@ -80,7 +81,9 @@ def stability_matrices(results: SuiteResults) -> Figure:
     figure, axes = grid(len(results.cells), min(per_hook, 5), 1.75, 2.15)
     for ax, cell in zip(axes, results.cells, strict=True):
         rungs = [cell.value("pwmcc", null).mean for null in ("ambient", "data", "data_points")]
-        note = f"mean {cell.value('pwmcc').mean:.2f}\nambient {rungs[0]:.2f} · data {rungs[1]:.2f} · points {rungs[2]:.2f}"
+        note = (
+            f"mean {cell.value('pwmcc').mean:.2f}\nambient {rungs[0]:.2f} · data {rungs[1]:.2f} · points {rungs[2]:.2f}"
+        )
         heat_map(ax, cell.matrix("pwmcc"), title_of(cell), note)
     figure.suptitle("pwmcc between seeds (signed, one-to-one), with its chance levels", fontsize=9)
     return figure
@@ -105,7 +108,7 @@ def step_axis(ax: Axes, last: int) -> None:
 def stability_over_steps(results: SuiteResults) -> Figure:
     """Raw agreement against training steps, with every chance level as a band, and explained variance in grey."""
     per_hook = max(sum(c.hook == cell.hook for c in results.cells) for cell in results.cells)
-    figure, axes = grid(len(results.cells), min(per_hook, 5), 1.9, 1.75)
+    figure, axes = grid(len(results.cells), min(per_hook, 4), 2.1, 2.0)
     for ax, cell in zip(axes, results.cells, strict=True):
         for null in ("ambient", "data", "data_points"):
             band(ax, *cell.curve("pwmcc", null), NULL_COLORS[null], lw=1)
@@ -117,8 +120,10 @@ def stability_over_steps(results: SuiteResults) -> Figure:
         step_axis(ax, cell.steps)
         ax.set_ylim(0, 1.02)
         ax.set_title(title_of(cell))
-    for ax in axes[-min(per_hook, 5) :]:
+    for ax in axes[-min(per_hook, 4) :]:
         ax.set_xlabel("training steps")
+    for ax in axes[:: min(per_hook, 4)]:
+        ax.set_ylabel("mean cosine of matched atoms")
     entries = [Line2D([], [], color=SCORE, lw=1.6, marker="o", ms=2.5, label="pwmcc between seeds")]
     entries += [
         Line2D(
@@ -192,25 +197,41 @@ def fourier_spectrum(results: SuiteResults) -> Figure:
 
 
 def feature_tuning(results: SuiteResults) -> Figure:
-    """Codes of the most energetic atoms of seed 0 over the grid (a, b), a row a cell."""
-    cells = [cell for cell in results.cells]
-    shown = [(cell, results.arrays(cell)) for cell in cells]
-    columns = min(len(arrays["tuning_maps"]) for _, arrays in shown)
-    figure, axes = plt.subplots(len(cells), columns, figsize=(1.35 * columns + 1.2, 1.32 * len(cells)), squeeze=False)
-    atoms = results.atoms
-    for row, (cell, arrays) in zip(axes, shown, strict=True):
-        own = atoms[(atoms["run_id"] == cell.run_id) & (atoms["init_seed"] == atoms["init_seed"].min())]
-        for ax, codes, atom in zip(row, arrays["tuning_maps"], arrays["tuning_atoms"], strict=False):
-            ax.imshow(codes.astype(float), cmap="magma", origin="lower", interpolation="nearest")
-            info = own[own["atom"] == atom].iloc[0]
-            ax.set_title(f"{info['label']} k={int(info['k'])}, purity {info['purity']:.2f}", fontsize=6, pad=2)
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-        row[0].set_ylabel(f"{cell.short_hook}\n{cell.label}", fontsize=6, rotation=0, ha="right", va="center", labelpad=6)
-    axes[-1][0].set_xlabel("b →", fontsize=7)
-    figure.suptitle("Codes of the four most energetic atoms of one seed over the grid (a up, b right)", fontsize=8)
+    """Codes of the two most energetic atoms of one seed over the grid (a, b): a row an SAE, columns by hook."""
+    hooks = list(dict.fromkeys(cell.short_hook for cell in results.cells))
+    labels = list(dict.fromkeys(cell.label for cell in results.cells))
+    figure, axes = plt.subplots(
+        len(labels), 2 * len(hooks), figsize=(1.5 * 2 * len(hooks) + 0.9, 1.62 * len(labels) + 0.3), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for cell in results.cells:
+        row, column = labels.index(cell.label), 2 * hooks.index(cell.short_hook)
+        arrays, atoms = results.arrays(cell), results.first_seed_atoms(cell)
+        for ax, codes, atom in zip(axes[row][column:], arrays["tuning_maps"][:2], arrays["tuning_atoms"], strict=False):
+            tuning_map(ax, codes.astype(float), atoms[int(atom)])
+        if column == 0:
+            axes[row][0].text(
+                -0.12, 0.5, cell.label, transform=axes[row][0].transAxes, ha="right", va="center", fontsize=7
+            )
+    for position, hook in enumerate(hooks):
+        axes[0][2 * position].text(
+            1.05, 1.22, hook, transform=axes[0][2 * position].transAxes, ha="center", fontsize=8, weight="bold"
+        )
+    figure.suptitle(
+        "Codes of the two most energetic atoms of one seed over the inputs (a upwards, b to the right)", fontsize=8
+    )
     return figure
+
+
+def tuning_map(ax: Axes, codes: np.ndarray, atom: dict[str, object]) -> None:
+    """One atom's code over (a, b), with its label and how often it fires."""
+    ax.imshow(codes, cmap="magma", origin="lower", interpolation="nearest")
+    ax.set_title(
+        f"{atom['label']} k={atom['k']}, purity {atom['purity']:.2f}\nfires on {atom['firing_rate']:.1%}",
+        fontsize=6,
+        pad=2,
+    )
 
 
 def gate_summary(results: SuiteResults) -> Figure:
@@ -222,7 +243,9 @@ def gate_summary(results: SuiteResults) -> Figure:
     for condition in gate["conditions"]:
         name, value, relation, bound, *_ = condition.split()
         rows.append([name, value, f"{relation} {bound}", "failed" if name in gate["failed_conditions"] else "holds"])
-    table = ax.table(rows, colLabels=["condition", "value", "must be", ""], loc="center", cellLoc="left", edges="horizontal")
+    table = ax.table(
+        rows, colLabels=["condition", "value", "must be", ""], loc="center", cellLoc="left", edges="horizontal"
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.scale(1, 1.35)
@@ -252,7 +275,7 @@ def write_figures(results: SuiteResults, out: Path) -> list[Path]:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in FIGURES.items():
-        with plt.rc_context(STYLE):
+        with plt.rc_context(cast(Any, STYLE)):
             figure = draw(results)
             for suffix in ("pdf", "png"):
                 written.append(out / "figures" / f"{name}.{suffix}")

@@ -16,6 +16,11 @@ NULLS = ("ambient", "untrained", "data", "data_points")
 NAN = float("nan")
 
 
+def rows_of(frame: Any) -> list[dict[str, Any]]:
+    """A table's rows as dictionaries."""
+    return frame.to_dict(orient="records")
+
+
 @dataclass(frozen=True)
 class CellView:
     """One cell: its labels and its figures over all seeds."""
@@ -41,15 +46,12 @@ class CellView:
 
     @property
     def steps(self) -> int:
-        return int(self.records["step"].max())
+        return max(int(step) for step in self.records["step"])
 
     @cached_property
     def _overall(self) -> dict[tuple[int, str, str], Interval]:
-        rows = self.records[self.records["init_seed"].isna()]
-        return {
-            (int(r.step), str(r.metric), str(r.null)): Interval(float(r.value), float(r.ci_low), float(r.ci_high))
-            for r in rows.itertuples()
-        }
+        rows = rows_of(self.records[self.records["init_seed"].isna()])
+        return {(r["step"], r["metric"], r["null"]): Interval(r["value"], r["ci_low"], r["ci_high"]) for r in rows}
 
     def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
@@ -98,7 +100,9 @@ class SuiteResults:
                 json.loads((folder / "truth.json").read_text(encoding="utf-8")),
             )
         except FileNotFoundError as error:
-            raise HusaiError(f"{folder}: is not a suite's results folder (no {Path(str(error.filename)).name})") from None
+            raise HusaiError(
+                f"{folder}: is not a suite's results folder (no {Path(str(error.filename)).name})"
+            ) from None
         except (OSError, ValueError) as error:
             raise HusaiError(f"{folder}: holds a damaged table ({error.__class__.__name__})") from None
 
@@ -108,7 +112,7 @@ class SuiteResults:
 
     @property
     def seeds(self) -> int:
-        return int(self.records["init_seed"].dropna().nunique())
+        return len(set(self.records["init_seed"].dropna()))
 
     @cached_property
     def cells(self) -> list[CellView]:
@@ -123,3 +127,9 @@ class SuiteResults:
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
             return dict(data)
+
+    def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
+        """Rows of the atom table of a cell's first seed, by atom."""
+        own = self.atoms[self.atoms["run_id"] == cell.run_id]
+        first = min(own["init_seed"])
+        return {int(row["atom"]): row for row in rows_of(own) if row["init_seed"] == first}

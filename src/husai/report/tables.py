@@ -1,12 +1,13 @@
 """`summary.md` and the CSV matrices of a suite."""
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from husai.analysis.stats import Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
-from husai.report.results import NULLS, CellView, SuiteResults
+from husai.report.results import NULLS, CellView, SuiteResults, rows_of
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -98,19 +99,19 @@ def recovery_table(results: SuiteResults) -> str:
 
 def label_table(results: SuiteResults) -> str:
     """How many live atoms carry which label, over all seeds."""
-    atoms = results.atoms[results.atoms["live"]]
-    labels = sorted(atoms["label"].unique())
-    rows = []
-    for cell in results.cells:
-        counts = atoms[atoms["run_id"] == cell.run_id]["label"].value_counts()
-        rows.append([*named(cell), *(str(int(counts.get(label, 0))) for label in labels)])
+    atoms = [atom for atom in rows_of(results.atoms) if atom["live"]]
+    labels = sorted({str(atom["label"]) for atom in atoms})
+    counts = Counter((atom["run_id"], atom["label"]) for atom in atoms)
+    rows = [[*named(cell), *(str(counts[cell.run_id, label]) for label in labels)] for cell in results.cells]
     return markdown(["hook", "SAE", *labels], rows)
 
 
 def sentences(cell: CellView) -> tuple[str, str]:
     """What the numbers say of one cell: the rungs it exceeds, and its symmetry."""
     rungs = {
-        null: cell.value("pwmcc", null) for null in NULLS if cell.value("pwmcc", null).mean == cell.value("pwmcc", null).mean
+        null: cell.value("pwmcc", null)
+        for null in NULLS
+        if cell.value("pwmcc", null).mean == cell.value("pwmcc", null).mean
     }
     symmetry = ""
     if cell.value("aligned").mean == cell.value("aligned").mean:
@@ -128,7 +129,9 @@ def sentences(cell: CellView) -> tuple[str, str]:
 def gate_lines(results: SuiteResults) -> str:
     gate = results.gate
     keys = ", ".join(str(k) for k in gate["key_frequencies"])
-    verdict = "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed_conditions'])}); all results unverified"
+    verdict = (
+        "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed_conditions'])}); all results unverified"
+    )
     conditions = "\n".join(f"- {condition}" for condition in gate["conditions"])
     return f"Model `{gate['model']}` ({gate['op']}, p = {gate['p']}): gate {verdict}; key frequencies {keys}.\n\n{conditions}\n"
 
@@ -138,7 +141,11 @@ def truth_lines(results: SuiteResults) -> str:
     for hook, truth in results.truth.items():
         parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
         unexplained = truth["unexplained"]
-        rest = f"; in no Fourier family: {unexplained:.3f}" if unexplained is not None and unexplained == unexplained else ""
+        rest = (
+            f"; in no Fourier family: {unexplained:.3f}"
+            if unexplained is not None and unexplained == unexplained
+            else ""
+        )
         lines.append(f"- `{hook}` ({truth['dim']} dimensions): {parts}{rest}")
     return "\n".join(lines) + "\n"
 
@@ -146,7 +153,8 @@ def truth_lines(results: SuiteResults) -> str:
 def summary(results: SuiteResults) -> str:
     """The text of `summary.md`."""
     verdicts = "\n".join(
-        f"- **{cell.short_hook}, {cell.label}**{'' if cell.converged else ' (not converged)'}: {' '.join(sentences(cell)).strip()}"
+        f"- **{cell.short_hook}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
+        + " ".join(sentences(cell)).strip()
         for cell in results.cells
     )
     return f"""# Results of the suite `{results.name}`

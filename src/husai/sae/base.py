@@ -48,7 +48,9 @@ C = TypeVar("C", contravariant=True)
 class Architecture(Protocol, Generic[C]):
     """What one architecture file provides, as pure functions of stacked parameters."""
 
-    def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"], config: C) -> Float[Tensor, "seeds batch d_sae"]:
+    def encode(
+        self, params: Params, x: Float[Tensor, "seeds batch d_in"], config: C
+    ) -> Float[Tensor, "seeds batch d_sae"]:
         """Latent activations f(x)."""
         ...
 

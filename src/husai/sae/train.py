@@ -21,7 +21,11 @@ Stop = Callable[[int, SAEEnsemble], bool]
 
 @dataclass(frozen=True)
 class StepLog:
-    """One row of a training history, per seed and on the training batch (the report's numbers are on the whole grid)."""
+    """One row of a training history, per seed and on the training batch (reports use the whole grid instead).
+
+    epoch: passes over the data so far. explained_variance: 1 − mse / d_in, since inputs have mean squared norm d_in.
+    dead: fraction of latents that have not fired for a pass over the data.
+    """
 
     step: int
     epoch: float
@@ -31,7 +35,8 @@ class StepLog:
     mse: float
     penalty: float
     l0: float
-    silent: float
+    explained_variance: float
+    dead: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,11 @@ def train_saes(
     for step in range(recipe.steps):
         if step in stop_at and stop(step, ensemble()):
             return TrainedSAEs(ensemble(), step, tuple(history))
-        if recipe.resample_every and 0 < step < recipe.resample_until * recipe.steps and step % recipe.resample_every == 0:
+        if (
+            recipe.resample_every
+            and 0 < step < recipe.resample_until * recipe.steps
+            and step % recipe.resample_every == 0
+        ):
             silent[resample_dead(params, optimiser, samples, architecture, kind, resampling)] = 0
         rate = recipe.lr * trapezoid(
             step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
@@ -120,12 +129,14 @@ def train_saes(
         _update(params, optimiser, kind.decoder_norm == "unit", recipe.clip_norm)
         silent = torch.where((losses.codes > 0).any(1), 0, silent + 1)
         if (step + 1) % interval == 0 or step + 1 == recipe.steps:
-            rows = _log(step + 1, (step + 1) / batches.per_epoch, rate, losses, config.init_seeds)
+            epoch = (step + 1) * recipe.batch_size / len(samples)
+            rows = _log(step + 1, epoch, rate, losses, silent >= batches.per_epoch, config.init_seeds, x.shape[1])
             history.extend(rows)
             on_log(rows)
             if not all(row.loss < float("inf") for row in rows):
                 raise HusaiError(
-                    f"training: the loss is not finite at step {step + 1}; halve training.lr ({recipe.lr}) or set training.clip_norm"
+                    f"training: the loss is not finite at step {step + 1}; "
+                    f"halve training.lr ({recipe.lr}) or set training.clip_norm"
                 )
     final = ensemble()
     if recipe.steps in stop_at:
@@ -146,9 +157,10 @@ def _update(params: Params, optimiser: torch.optim.Optimizer, unit_norm: bool, c
             params.W_dec.div_(params.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
-def _log(step: int, epoch: float, rate: float, losses: Losses, seeds: tuple[int, ...]) -> list[StepLog]:
-    active = losses.codes > 0
-    l0, quiet = active.sum(-1).double().mean(-1), (~active.any(1)).double().mean(-1)
-    columns = (losses.total, losses.mse, losses.penalty, l0, quiet)
+def _log(
+    step: int, epoch: float, rate: float, losses: Losses, dead: Tensor, seeds: tuple[int, ...], d_in: int
+) -> list[StepLog]:
+    l0 = (losses.codes > 0).sum(-1).double().mean(-1)
+    columns = (losses.total, losses.mse, losses.penalty, l0, 1 - losses.mse / d_in, dead.double().mean(-1))
     per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
     return [StepLog(step, epoch, seed, rate, *row) for seed, row in zip(seeds, per_seed, strict=True)]

@@ -66,7 +66,9 @@ class Transformer:
         return sum(value.numel() for value in self.params.values())
 
     def to(self, dtype: torch.dtype) -> "Transformer":
-        return Transformer({k: v.to(dtype) for k, v in self.params.items()}, self.layout, self.p, self.name, self.verified)
+        return Transformer(
+            {k: v.to(dtype) for k, v in self.params.items()}, self.layout, self.p, self.name, self.verified
+        )
 
     def logits(self, task: Task, *, batch: int = 4096) -> Float[Tensor, "pairs p"]:
         """Logits of the p answers at the read position for the whole grid, without gradients."""

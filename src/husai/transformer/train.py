@@ -130,7 +130,9 @@ def train_transformer(
                     )
                 )
                 if not history[-1].train_loss < float("inf"):
-                    raise HusaiError(f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})")
+                    raise HusaiError(
+                        f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})"
+                    )
                 if history[-1].test_loss < best_loss:
                     best, best_step, best_loss = snapshot(), step, history[-1].test_loss
                 on_evaluation(history[-1])

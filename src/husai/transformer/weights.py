@@ -100,7 +100,9 @@ def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, 
             f"p must be a prime of at least {MIN_P}"
         )
     if params["unembed.W_U"].shape[1] < p:
-        raise HusaiError(f"{where}: unembed.W_U has {params['unembed.W_U'].shape[1]} columns; at least p = {p} are needed")
+        raise HusaiError(
+            f"{where}: unembed.W_U has {params['unembed.W_U'].shape[1]} columns; at least p = {p} are needed"
+        )
     return Transformer(params, layout, p, name=where), ignored
 
 

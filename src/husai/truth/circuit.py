@@ -177,7 +177,9 @@ def _logit_coefficients(logits: Float[Tensor, "rows n"], view: GroupView):
     by_answer = logits.new_zeros(view.n, view.n).index_add_(0, view.s, centred)
     offset = (torch.arange(view.n)[:, None] - torch.arange(view.n)[None]) % view.n
     by_offset = logits.new_zeros(view.n).index_add_(0, offset.flatten(), by_answer.flatten())
-    cosines = torch.stack([characters(k, torch.arange(view.n), view.n)[:, 0] for k in range(1, n_frequencies(view.n) + 1)])
+    cosines = torch.stack(
+        [characters(k, torch.arange(view.n), view.n)[:, 0] for k in range(1, n_frequencies(view.n) + 1)]
+    )
     energies = len(logits) * cosines.pow(2).sum(1)
     alphas = cosines @ by_offset / energies
     total = centred.pow(2).sum()

@@ -43,7 +43,9 @@ class Families:
 
     def energy(self, coefficients: Float[Tensor, "columns m"]) -> Float[Tensor, "families m"]:
         """Energy ‖P_family·values‖² of every column in every family, from its coefficients."""
-        return coefficients.new_zeros(len(self.names), coefficients.shape[1]).index_add_(0, self.owner, coefficients.pow(2))
+        return coefficients.new_zeros(len(self.names), coefficients.shape[1]).index_add_(
+            0, self.owner, coefficients.pow(2)
+        )
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +154,8 @@ def find_truth(activations: Activations) -> GroundTruth:
             groups[twin] = _merge(groups[twin], plane)
     if not groups:
         raise HusaiError(
-            f"hook {activations.hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, so it has no truth to score against"
+            f"hook {activations.hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, "
+            "so it has no truth to score against"
         )
     listed = tuple((*family.names[i], float(shares[i])) for i in order)
     unexplained = float(1 - shares.sum()) if activations.task.group.uniform else float("nan")

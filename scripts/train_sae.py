@@ -1,0 +1,76 @@
+"""Train one SAE on one hook of a transformer, with a report that says whether it is any good.
+
+    python scripts/train_sae.py --transformer-checkpoint add-p113-0 --config configs/examples/topk_16x.yaml \
+        --hook resid_post --seed 0 --save-dir runs/topk_16x
+
+`--save-dir` is the run folder and a SAELens folder in one. An epoch is one pass over the grid: 20 epochs at batch 1024
+are 250 steps, after which an 8x SAE has not converged, and the report says so.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from husai.console import exits
+from husai.tracking import PROJECT
+
+
+@exits
+def main(
+    transformer_checkpoint: Annotated[str, typer.Option(help="reference name, run folder or weights file")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings, such as sae.k=16")] = None,
+    config: Annotated[str, typer.Option(help="a YAML file, or a shipped name")] = "topk_8x",
+    layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
+    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
+    position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
+    seed: Annotated[int | None, typer.Option(help="sets the init and the data seed")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the grid, in place of training.steps")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="training.batch_size")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="training.lr")] = None,
+    op: Annotated[str | None, typer.Option(help="operation of a bare weights file")] = None,
+    save_dir: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
+    device: Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")] = "cpu",
+    allow_unverified: Annotated[
+        bool, typer.Option(help="go on if the gate fails; the run is marked unverified")
+    ] = False,
+    no_wandb: Annotated[bool, typer.Option("--no-wandb", help="do not track with W&B")] = False,
+    wandb_project: Annotated[str, typer.Option(help="W&B project")] = PROJECT,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> int:
+    """Train, score and report."""
+    from husai.config import SAEConfig
+    from husai.console import require_device
+    from husai.errors import HusaiError
+    from husai.resources import find_config
+    from husai.single import Request, train_single
+
+    flags = {"training.batch_size": batch_size, "training.lr": learning_rate}
+    settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if seed is not None:
+        settings += [f"init_seeds=[{seed}]", f"data_seeds=[{seed}]"]
+    if epochs is not None and epochs <= 0:
+        raise HusaiError(f"--epochs {epochs}: must be above 0")
+    chosen = SAEConfig.load(find_config(config, "examples"), [*(overrides or []), *settings])
+    train_single(
+        Request(
+            model=transformer_checkpoint,
+            hook=hook,
+            layer=layer,
+            position=position,
+            op=op,
+            config=chosen,
+            out=save_dir,
+            allow_unverified=allow_unverified,
+            device=require_device(device),
+            quiet=quiet,
+            epochs=epochs,
+            tracking="none" if no_wandb else "auto",
+            project=wandb_project,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,90 @@
+"""The scores as plain functions of SAEs and models, each beside its chance levels."""
+
+from dataclasses import dataclass
+
+from husai.activations import Activations, extract
+from husai.analysis.fit import evaluate_fit
+from husai.analysis.matching import pwmcc
+from husai.analysis.nulls import DRAWN_NULLS, sampler
+from husai.analysis.recovery import fourier_overlap
+from husai.runs import LoadedModel
+from husai.sae.base import Dictionary
+from husai.seeding import generator
+from husai.tasks import Task
+from husai.transformer.model import Transformer
+from husai.truth.planes import find_truth
+
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score beside its chance levels; `float(score)` is the score itself.
+
+    nulls: mean of each null over a few draws. Read a score by which of them it exceeds.
+    """
+
+    value: float
+    nulls: dict[str, float]
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} (" + ", ".join(f"{name} {null:.3f}" for name, null in self.nulls.items()) + ")"
+
+    @property
+    def band(self) -> str:
+        """The rule of thumb of earlier work for raw pwmcc, which the nulls overturn: > .7 high, < .3 low."""
+        bands = ((0.7, "high"), (0.4, "moderate"), (0.3, "low-moderate"))
+        return next((name for limit, name in bands if self.value > limit), "low")
+
+
+def _activations(model: Transformer | LoadedModel, hook: str) -> Activations:
+    """`model` as `load_model` returns it; a Transformer alone is taken to add."""
+    loaded = LoadedModel(model, Task("add", model.p)) if isinstance(model, Transformer) else model
+    return extract(loaded.transformer, loaded.task, hook)
+
+
+def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, hook: str = "resid_post") -> Score:
+    """Share of the live unit atoms' energy inside the hook's true subspaces, weighted by activation energy.
+
+    model: what `load_model` returned (or a Transformer, taken to add). Nulls: ambient, data, data_points dictionaries of
+    as many atoms. Raises HusaiError for a hook without truth. (docs/method.md §Recovery)
+    """
+    activations = _activations(model, hook)
+    truth, fit = find_truth(activations), evaluate_fit(sae, activations.x)
+    atoms = sae.atoms[fit.live]
+    nulls = {}
+    for null in DRAWN_NULLS:
+        draw = sampler(null, activations.x)
+        values = [fourier_overlap(draw(len(atoms), generator(f"api-{null}", r)), truth) for r in range(DRAWS)]
+        nulls[null] = sum(values) / DRAWS
+    return Score(fourier_overlap(atoms, truth, fit.energy[fit.live]), nulls)
+
+
+def compute_pwmcc(
+    sae1: Dictionary,
+    sae2: Dictionary,
+    model: Transformer | LoadedModel | None = None,
+    hook: str = "resid_post",
+) -> Score:
+    """Mean signed cosine of the two decoders under their optimal one-to-one matching.
+
+    With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
+    Without one every atom counts, and only `ambient` can be drawn. (docs/method.md §Stability)
+    """
+    first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
+    x = first
+    if model is not None:
+        x, names = _activations(model, hook).x, DRAWN_NULLS
+        first, second = (sae.atoms[evaluate_fit(sae, x).live] for sae in (sae1, sae2))
+    nulls = {}
+    for null in names:
+        draw = sampler(null, x)
+        streams = [generator(f"api-{null}", r) for r in range(DRAWS)]
+        nulls[null] = sum(pwmcc(draw(len(first), g), draw(len(second), g)) for g in streams) / DRAWS
+    return Score(pwmcc(first, second), nulls)

@@ -1,0 +1,238 @@
+"""One SAE run from a command: train on one hook of a verified model, score, report, save."""
+
+import datetime
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from husai import console
+from husai.activations import extract
+from husai.analysis.stats import Interval
+from husai.cell import EV_TOLERANCE
+from husai.config import AnalysisConfig, SAEConfig
+from husai.console import say
+from husai.errors import HusaiError
+from husai.measure import Hook, Measurement, Members, measure
+from husai.runs import check_gate, load_model
+from husai.sae.base import SAEEnsemble
+from husai.sae.train import StepLog, TrainedSAEs
+from husai.tracking import PROJECT, Mode, open_tracker
+from husai.workflow import train_sae_run
+
+OVERLAP_TOLERANCE = 0.01  # a single run has converged if EV and overlap moved less over the last doubling of steps
+GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
+ADVICE = {
+    "accuracy": "Check the gate (`husai model verify`) and train the transformer longer.",
+    "overlap": "Check the gate of the transformer and train the SAE longer.",
+    "not converged": "Train longer: EV or overlap still moved over the last doubling of steps.",
+    "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
+    "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
+    "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
+    "dead": "Halve training.lr, halve training.resample_every, or switch AuxK on (sae.auxk_coefficient).",
+    "ev": "Train longer, raise sae.k (or lower λ), or widen sae.d_sae.",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asked for. epochs: passes over the grid, in place of the config's steps."""
+
+    model: str
+    hook: str
+    layer: int | None
+    position: int
+    op: str | None
+    config: SAEConfig
+    out: Path
+    allow_unverified: bool
+    device: str
+    quiet: bool
+    epochs: float | None = None
+    tracking: Mode = "none"
+    project: str = PROJECT
+
+
+@dataclass(frozen=True)
+class Check:
+    """One criterion of the report: met, acceptable or missed, with the advice that belongs to missing it."""
+
+    name: str
+    value: str
+    target: str
+    verdict: str
+    advice: str = ""
+
+
+def train_single(request: Request) -> dict[str, Any]:
+    """Train, report and save; returns the run's flat metrics.
+
+    Raises HusaiError for bad input and GateFailed for a model that is not ground truth (unless allowed).
+    """
+    loaded = load_model(request.model, request.op)
+    model, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=request.allow_unverified)
+    hook = Hook.of(extract(model, loaded.task, request.hook, layer=request.layer, position=request.position))
+    x, config = hook.activations.x, request.config
+    if request.epochs is not None:
+        steps = math.ceil(request.epochs * len(x) / config.training.batch_size)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+    steps = config.training.steps
+    tracker = open_tracker(
+        request.tracking,
+        project=request.project,
+        name=f"{config.sae.architecture}-{config.sae.d_sae}-{model.name}",
+        config=config.model_dump(mode="json") | {"model": model.name, "hook": hook.activations.hook},
+        folder=request.out.parent,
+        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
+    )
+    curve: dict[int, tuple[Measurement, Members]] = {}
+
+    def observe(step: int, ensemble: SAEEnsemble) -> bool:
+        members = Members.of(ensemble, hook.activations)
+        untrained = curve[0][0] if curve else None
+        curve[step] = measure(members, hook, AnalysisConfig(), final=False, untrained=untrained), members
+        return False
+
+    with console.progress(request.quiet) as bar:
+        line = bar.add_task(f"{len(config.init_seeds)} SAE(s)", total=steps, figures="")
+
+        def on_log(rows: list[StepLog]) -> None:
+            mean = {name: float(np.mean([getattr(row, name) for row in rows])) for name in LOGGED}
+            tracker.log(mean, rows[0].step)
+            text = "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean)
+            bar.update(line, completed=rows[0].step, figures=text)
+            if not request.quiet and not bar.disable:
+                bar.log(f"epoch {rows[0].epoch:6.1f}  {text}")
+
+        def finish(_trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
+            metrics = summarise(curve[steps][0], curve[steps // 2][0])
+            text = report(config, hook, metrics, curve[steps][0])
+            (folder / "report.md").write_text(text, encoding="utf-8")
+            return metrics
+
+        meta = {"model_name": model.name, "hook_name": hook.activations.hook, "task": loaded.task.op, "p": model.p}
+        try:
+            train_sae_run(
+                x,
+                config,
+                request.out,
+                meta | {"verified": model.verified},
+                on_log=on_log,
+                stop=observe,
+                stop_at=(0, steps // 2, steps),
+                finish=finish,
+                device=request.device,
+            )
+        finally:
+            tracker.finish()
+    if not request.quiet:
+        say((request.out / "report.md").read_text(encoding="utf-8"))
+        say(f"Run folder: {request.out}")
+    return summarise(curve[steps][0], curve[steps // 2][0])
+
+
+LOGGED = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr")
+
+
+def summarise(end: Measurement, middle: Measurement) -> dict[str, Any]:
+    """Flat metrics over all seeds, nulls beside, and whether EV and overlap were flat over the last doubling of steps."""
+    figures = {f"{r.metric}_{r.null}" if r.null else r.metric: r.value for r in end.rows if r.seed is None}
+    limits = {"explained_variance": EV_TOLERANCE, "fourier_overlap_unweighted": OVERLAP_TOLERANCE}
+    moved = {name: abs(figures[name] - middle.value(name).mean) for name in limits if name in figures}
+    return {**figures, "converged": all(change < limits[name] for name, change in moved.items())}
+
+
+def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
+    """The report's criteria: L0 near k, EV above .85, dead below 15% (20% acceptable), overlap bands beside the nulls."""
+    found = []
+    l0, ev, dead = metrics["l0"], metrics["explained_variance"], metrics["dead"]
+    if config.sae.architecture == "topk":
+        low, high = config.sae.k * 7 / 8, config.sae.k * 9 / 8
+        verdict = "met" if low <= l0 <= high else "missed"
+        found.append(Check("L0", f"{l0:.2f}", f"{low:g} to {high:g}", verdict, "l0 not k"))
+    else:
+        share = l0 / config.sae.d_sae
+        verdict, advice = ("met", "") if 0.01 <= share <= 0.1 else ("missed", "l0 high" if share > 0.1 else "l0 low")
+        found.append(Check("L0", f"{l0:.2f} ({share:.1%} of latents)", "1% to 10% of latents", verdict, advice))
+    found.append(Check("explained variance", f"{ev:.4f}", "> 0.85", "met" if ev > 0.85 else "missed", "ev"))
+    verdict = "met" if dead < 0.15 else "acceptable" if dead < 0.2 else "missed"
+    found.append(Check("dead latents", f"{dead:.1%}", "< 15% (20% acceptable)", verdict, "dead"))
+    converged = "met" if metrics["converged"] else "missed"
+    found.append(
+        Check("convergence", "flat" if metrics["converged"] else "not converged", "flat", converged, "not converged")
+    )
+    return found
+
+
+def overlap_verdict(metrics: dict[str, Any]) -> str:
+    """GOOD, MODERATE or POOR by the bands .5 and .3; POOR whatever the value if the untrained SAE reaches it too."""
+    value, untrained = metrics["fourier_overlap"], metrics["fourier_overlap_untrained"]
+    if value <= untrained:
+        return "POOR"
+    return "GOOD" if value >= GOOD else "MODERATE" if value >= MODERATE else "POOR"
+
+
+def report(config: SAEConfig, hook: Hook, metrics: dict[str, Any], end: Measurement) -> str:
+    """The text of `report.md`."""
+    if "fourier_overlap" in metrics and "fourier_overlap_untrained" not in metrics:
+        raise HusaiError("report: the untrained SAE was not measured, so the overlap has no chance level")
+    kind, (dial, value) = config.sae, config.sae.sparsity
+    seeds = ", ".join(f"init {a} / data {b}" for a, b in zip(config.init_seeds, config.data_seeds, strict=True))
+    results = checks(config, metrics)
+    table = "\n".join(f"| {c.name} | {c.value} | {c.target} | {c.verdict} |" for c in results)
+    missed = [check for check in results if check.verdict == "missed"]
+    if hook.truth is None:
+        fourier = "This hook has no Fourier truth to score against."
+    else:
+        fourier = _overlap_lines(metrics, end)
+        if overlap_verdict(metrics) == "POOR":
+            missed.append(Check("fourier_overlap", "", "", "missed", "overlap"))
+    names = ", ".join(check.name for check in missed)
+    observations = f"Missed: {names}." if missed else "Every criterion is met."
+    steps = (
+        "\n".join(f"- {ADVICE[check.advice]}" for check in missed)
+        or "- Train more seeds and compare them (`husai sweep`)."
+    )
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    verified = "" if hook.activations.verified else " (**unverified**: the model fails the gate)"
+    return f"""# SAE report
+
+- Date: {date}
+- Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
+- Model: {hook.activations.model}{verified}
+- Layer: {hook.activations.hook}
+- Seed: {seeds}
+- Steps: {config.training.steps}
+
+## Training Metrics
+
+| criterion | value | target | verdict |
+|---|---|---|---|
+{table}
+
+## Fourier Validation
+
+{fourier}
+
+## Observations
+
+{observations}
+
+## Next Steps
+
+{steps}
+"""
+
+
+def _overlap_lines(metrics: dict[str, Any], end: Measurement) -> str:
+    score: Interval = end.value("fourier_overlap")
+    names = ("ambient", "untrained", "data", "data_points")
+    nulls = ", ".join(f"{name} {metrics[f'fourier_overlap_{name}']:.3f}" for name in names)
+    above = [name for name in names if score.mean > metrics[f"fourier_overlap_{name}"]]
+    return (
+        f"**{overlap_verdict(metrics)}**: fourier_overlap {score.mean:.3f} (chance: {nulls}). "
+        f"Bands: GOOD from {GOOD}, MODERATE from {MODERATE}. It exceeds {', '.join(above) or 'no chance level'}; only what "
+        "exceeds data and data_points is more than the shape of the data."
+    )
