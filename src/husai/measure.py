@@ -13,7 +13,7 @@ from torch import Tensor
 
 from husai.activations import Activations
 from husai.analysis.fit import Fit, evaluate_fit
-from husai.analysis.matching import Matching, cosines, match
+from husai.analysis.matching import Matching, cosines, match, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, adjusted, null_matrices, pairwise, sampler
 from husai.analysis.recovery import Tuning, best_subspace, decoder_overlap, fourier_overlap, tuning
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval, seed_interval
@@ -25,6 +25,7 @@ from husai.sae.base import SAEEnsemble
 from husai.seeding import generator
 from husai.truth.planes import GroundTruth, find_truth
 
+FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
 
 
@@ -171,11 +172,31 @@ def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: in
     observed = pairwise(members.atoms, agreement)
     for position, metric in enumerate(scores):
         _pair_rows(result, metric, observed[..., position])
+    _pair_rows(result, "pwmcc_energy_weighted", _energy_weighted(members))
+    frequent = [dictionary[fit.firing_rate[fit.live] >= FREQUENT] for dictionary, fit in _pairs_of(members)]
+    if min(len(atoms) for atoms in frequent) > 0:
+        _per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
+        _pair_rows(result, "pwmcc_frequent", pairwise(frequent, pwmcc))
     for null in DRAWN_NULLS:
         draw = sampler(null, hook.activations.x)
         matrices = null_matrices(draw, members.n_live, agreement, draws=draws, purpose=null)
         for position, metric in enumerate(scores):
             _null_rows(result, metric, null, NullScore.of(matrices[..., position]))
+
+
+def _pairs_of(members: Members) -> list[tuple[Tensor, Fit]]:
+    return list(zip(members.atoms, members.fits, strict=True))
+
+
+def _energy_weighted(members: Members) -> Float[np.ndarray, "seeds seeds"]:
+    """pwmcc with each matched pair weighted by its mean share of the two dictionaries' activation energy."""
+    shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
+    matrix = np.eye(len(shares))
+    for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
+        found = match(cosines(members.atoms[i], members.atoms[j]))
+        weights = shares[i][found.rows] + shares[j][found.columns]
+        matrix[i, j] = matrix[j, i] = (weights * found.cosines).sum() / weights.sum()
+    return matrix
 
 
 def _pair_rows(result: Measurement, metric: str, matrix: Float[np.ndarray, "seeds seeds"]) -> None:

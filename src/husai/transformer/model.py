@@ -25,6 +25,7 @@ Hook = Callable[[str, Tensor], Tensor]
 LN_EPS = 1e-5
 EXTRA_TOKENS = {"abe": 1, "husai": 4}
 N_CTX = {"abe": 3, "husai": 7}
+N_TOKENS = {"abe": 3, "husai": 5}  # positions that inputs use
 N_LAYERS = {"abe": 1, "husai": 2}
 SHORT_HOOKS = {
     "resid_pre": "hook_resid_pre",

@@ -20,7 +20,7 @@ from husai.transformer.model import Params, Transformer, init_params, last_logit
 class Evaluation:
     """One row of a training history.
 
-    step, epoch: optimiser steps and passes over the training pairs done so far.
+    step, epoch: optimiser steps and whole passes over the training pairs done so far.
     train_loss, test_loss: mean cross-entropy in nats, float64. test_accuracy counts all held-out pairs;
     mirror_free_accuracy only those whose mirror (b, a) is held out too (nan if there are none).
     """
@@ -100,9 +100,10 @@ def train_transformer(
 
     history: list[Evaluation] = []
     best, best_step, best_loss = snapshot(), 0, float("inf")
-    start, step, epoch = time.perf_counter(), 0, 0
+    start, step = time.perf_counter(), 0
     while step < recipe.steps:
-        for batch in _batches(train, recipe.batch_size, order):
+        batches = _batches(train, recipe.batch_size, order)
+        for batch in batches:
             rate = recipe.lr * trapezoid(
                 step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
             )
@@ -119,7 +120,7 @@ def train_transformer(
                 history.append(
                     Evaluation(
                         step,
-                        epoch,
+                        step // len(batches),
                         rate,
                         float(train_loss),
                         float(train_right.double().mean()),
@@ -138,7 +139,7 @@ def train_transformer(
                 on_evaluation(history[-1])
             if step == recipe.steps:
                 break
-        epoch += 1
-        if recipe.checkpoint_epochs and epoch % recipe.checkpoint_epochs == 0:
+        epoch, unfinished = divmod(step, len(batches))
+        if recipe.checkpoint_epochs and not unfinished and epoch % recipe.checkpoint_epochs == 0:
             on_checkpoint(f"epoch_{epoch}", snapshot())
     return TrainedModel(snapshot(), best, best_step, tuple(history))

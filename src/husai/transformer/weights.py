@@ -15,7 +15,7 @@ from torch import Tensor
 
 from husai.errors import HusaiError
 from husai.tasks import MIN_P, is_prime
-from husai.transformer.model import EXTRA_TOKENS, N_LAYERS, Params, Transformer, n_layers
+from husai.transformer.model import EXTRA_TOKENS, N_LAYERS, N_TOKENS, Params, Transformer, n_layers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -61,12 +61,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise HusaiError(
             f"{path}: is a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # arbitrary bytes make the unpickler fail in arbitrary ways
         raise HusaiError(f"{path}: is not a complete PyTorch file; it may be truncated") from None
     for wrapper in ("model", "state_dict", "model_state_dict"):
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise HusaiError(f"{path}: must hold a state dict of tensors")
     return data
 
@@ -89,6 +89,12 @@ def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, 
         )
     if layers != N_LAYERS[layout]:
         raise HusaiError(f"{where}: has {layers} layers; layout {layout} has {N_LAYERS[layout]}")
+    for name in required:
+        dimensions = 3 if ".attn." in name else 2
+        if state[name].ndim != dimensions:
+            raise HusaiError(
+                f"{where}: '{name}' has shape {tuple(state[name].shape)}; expected {dimensions} dimensions"
+            )
     known = set(_expected_shapes(state, layout))
     params = {name: state[name].detach().clone().float() for name in state if name in known}
     ignored = tuple(sorted(name for name in state if name not in known and name.rsplit(".", 1)[-1] not in BUFFERS))
@@ -99,6 +105,11 @@ def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, 
             f"{where}: embed.W_E has {state['embed.W_E'].shape[0]} rows, so p would be {p} in layout {layout}; "
             f"p must be a prime of at least {MIN_P}"
         )
+    if params["pos_embed.W_pos"].shape[0] < N_TOKENS[layout]:
+        raise HusaiError(
+            f"{where}: pos_embed.W_pos has {params['pos_embed.W_pos'].shape[0]} rows; "
+            f"layout {layout} has {N_TOKENS[layout]} input tokens"
+        )
     if params["unembed.W_U"].shape[1] < p:
         raise HusaiError(
             f"{where}: unembed.W_U has {params['unembed.W_U'].shape[1]} columns; at least p = {p} are needed"
@@ -108,7 +119,7 @@ def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, 
 
 def _expected_shapes(state: dict[str, Tensor], layout: str) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter this layout can have, given the sizes that W_E, W_Q, W_in and W_U set."""
-    vocabulary, d = state["embed.W_E"].shape[:2]
+    vocabulary, d = state["embed.W_E"].shape
     shapes: dict[str, tuple[int, ...]] = {
         "embed.W_E": (vocabulary, d),
         "pos_embed.W_pos": (state["pos_embed.W_pos"].shape[0], d),

@@ -109,11 +109,11 @@ def verify(model: Transformer, task: Task) -> GateReport:
     w_l = _logit_map(params, view, task.p)
     if w_l is None:
         keys, rule, spectrum = logit_keys, "logits", None
-        key_share = float(alphas[[k - 1 for k in keys]].pow(2).sum() / alphas.pow(2).sum())
+        key_share = _ratio(alphas[[k - 1 for k in keys]].pow(2).sum(), alphas.pow(2).sum())
     else:
         norms = frequency_norms(w_l)
         keys, rule, spectrum = _above(norms, KEY_NORM_RATIO), "W_L", tuple(norms.tolist())
-        key_share = float(norms[[k - 1 for k in keys]].pow(2).sum() / norms.pow(2).sum())
+        key_share = _ratio(norms[[k - 1 for k in keys]].pow(2).sum(), norms.pow(2).sum())
     base, restricted, excluded = _losses(logits, view, keys)
     conditions = [
         Condition("accuracy", accuracy, ">=", 1.0),
@@ -152,6 +152,11 @@ def _above(values: Float[Tensor, "frequencies"], ratio: float) -> tuple[int, ...
     return tuple((values > ratio * values.max()).nonzero()[:, 0].add(1).tolist())
 
 
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    """part / whole, and 0 where there is nothing to take a part of (a dead model)."""
+    return float(part / whole) if float(whole) > 0 else 0.0
+
+
 def _logit_map(params: dict[str, Tensor], view: GroupView, p: int) -> Float[Tensor, "d_mlp n"] | None:
     """W_L = W_out·W_U with columns in group order; None where LayerNorm or a second layer makes it one path of many."""
     if n_layers(params) != 1 or "ln_final.w" in params:
@@ -186,14 +191,15 @@ def _logit_coefficients(logits: Float[Tensor, "rows n"], view: GroupView):
 
     def fve_of(keys: tuple[int, ...]) -> float:
         chosen = [k - 1 for k in keys]
-        return float((alphas[chosen].pow(2) * energies[chosen]).sum() / total)
+        return _ratio((alphas[chosen].pow(2) * energies[chosen]).sum(), total)
 
     return alphas, fve_of
 
 
 def sum_directions(view: GroupView, keys: tuple[int, ...]) -> Float[Tensor, "rows dim"]:
     """Orthonormal basis, over grid rows, of the mean-free functions cos(w_k s) and sin(w_k s) for all keys."""
-    columns = torch.cat([characters(k, view.s, view.n) for k in keys], dim=1)
+    none = torch.zeros(len(view.s), 0, dtype=torch.float64)
+    columns = torch.cat([none, *(characters(k, view.s, view.n) for k in keys)], dim=1)
     return torch.linalg.qr(columns - columns.mean(0)).Q
 
 

@@ -1,0 +1,46 @@
+# Every target does its own set-up: a machine with Python 3.11+, pip and make is enough, and none needs root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: install smoke test lint ci wheel figures bench clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+smoke: $(READY) ## the whole pipeline, small and real
+	$(BIN)/husai smoke
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint ## lint, types, and all tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens
+	$(BIN)/python scripts/check_wheel.py
+	$(BIN)/python scripts/test_sae_pipeline.py --transformer-checkpoint results/reference/add-p113-0
+	$(BIN)/husai smoke
+	$(BIN)/python scripts/check_saelens.py results/smoke/runs
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+figures: $(READY) ## redraw the committed figures from the committed tables
+	$(BIN)/husai report results/default
+	$(BIN)/husai report results/long
+
+bench: $(READY)
+	$(BIN)/python scripts/benchmark.py
+
+clean:
+	rm -rf $(VENV) build dist runs results/smoke
