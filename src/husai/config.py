@@ -127,7 +127,7 @@ class TransformerTrainingConfig(Config):
     batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
     steps: Positive = Field(default=1500, description="optimiser steps")
     lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=1.5, ge=0, description="decoupled weight decay")
+    weight_decay: float = Field(default=1.0, ge=0, description="decoupled weight decay")
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
@@ -135,7 +135,7 @@ class TransformerTrainingConfig(Config):
     split_seed: int = Field(default=0, ge=0, description="seed of the train/test split")
     batch_seed: int = Field(default=0, ge=0, description="seed of the order of batches")
     shuffle_labels: bool = Field(
-        default=False, description="negative control: permute the labels, so that nothing can be learned"
+        default=False, description="negative control: permute the labels, so that nothing general can be learned"
     )
     log_every: Positive = Field(default=100, description="steps between evaluations on the held-out pairs")
     checkpoint_epochs: Positive | None = Field(

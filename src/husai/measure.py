@@ -13,7 +13,7 @@ from torch import Tensor
 
 from husai.activations import Activations
 from husai.analysis.fit import Fit, evaluate_fit
-from husai.analysis.matching import Matching, cosines, match, pwmcc
+from husai.analysis.matching import Matching, agreement, cosines, match, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, adjusted, null_matrices, pairwise, sampler
 from husai.analysis.recovery import Tuning, best_subspace, decoder_overlap, fourier_overlap, tuning
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval, seed_interval
@@ -113,7 +113,7 @@ def measure(
     """All scores of one ensemble.
 
     final: use the draws and shifts meant for the end of training, else the smaller numbers meant for curves.
-    untrained: the same ensemble's measurement at step 0, which serves as a null of every score.
+    untrained: the same ensemble's measurement at step 0, a null of pwmcc, max_cosine and the overlaps.
     """
     result = Measurement()
     wide = max(members.n_live) > EXACT_ATOMS
@@ -158,13 +158,6 @@ def _recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:
             result.rows.append(Row(metric, null, *seed_interval(np.array(values)), n=OVERLAP_DRAWS))
 
 
-def agreement(A: Tensor, B: Tensor) -> tuple[float, float]:
-    """pwmcc and max_cosine from one matrix of cosines; see `husai.analysis.matching`."""
-    similarity = cosines(A, B)
-    absolute = np.abs(similarity)
-    return float(match(similarity).cosines.mean()), float((absolute.max(1).mean() + absolute.max(0).mean()) / 2)
-
-
 def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
     if len(members.atoms) < 2:
         return
@@ -172,8 +165,13 @@ def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: in
     observed = pairwise(members.atoms, agreement)
     for position, metric in enumerate(scores):
         _pair_rows(result, metric, observed[..., position])
-    _pair_rows(result, "pwmcc_energy_weighted", _energy_weighted(members))
-    frequent = [dictionary[fit.firing_rate[fit.live] >= FREQUENT] for dictionary, fit in _pairs_of(members)]
+    shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
+    weighted = np.eye(len(shares))
+    for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
+        weighted[i, j] = weighted[j, i] = pwmcc(members.atoms[i], members.atoms[j], weights=(shares[i], shares[j]))
+    _pair_rows(result, "pwmcc_energy_weighted", weighted)
+    live = zip(members.atoms, members.fits, strict=True)
+    frequent = [atoms[fit.firing_rate[fit.live] >= FREQUENT] for atoms, fit in live]
     if min(len(atoms) for atoms in frequent) > 0:
         _per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
         _pair_rows(result, "pwmcc_frequent", pairwise(frequent, pwmcc))
@@ -182,21 +180,6 @@ def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: in
         matrices = null_matrices(draw, members.n_live, agreement, draws=draws, purpose=null)
         for position, metric in enumerate(scores):
             _null_rows(result, metric, null, NullScore.of(matrices[..., position]))
-
-
-def _pairs_of(members: Members) -> list[tuple[Tensor, Fit]]:
-    return list(zip(members.atoms, members.fits, strict=True))
-
-
-def _energy_weighted(members: Members) -> Float[np.ndarray, "seeds seeds"]:
-    """pwmcc with each matched pair weighted by its mean share of the two dictionaries' activation energy."""
-    shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
-    matrix = np.eye(len(shares))
-    for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
-        found = match(cosines(members.atoms[i], members.atoms[j]))
-        weights = shares[i][found.rows] + shares[j][found.columns]
-        matrix[i, j] = matrix[j, i] = (weights * found.cosines).sum() / weights.sum()
-    return matrix
 
 
 def _pair_rows(result: Measurement, metric: str, matrix: Float[np.ndarray, "seeds seeds"]) -> None:
@@ -235,6 +218,8 @@ def _symmetry_rows(
     some = analysis.shifts if final else analysis.curve_shifts
     averaged = spaced(1, order, some if wide else order)
     searched = spaced(0, order, order if final or not wide else some)
+    support = [float((atoms @ shifts.basis).pow(2).sum(1).mean()) for atoms in members.atoms]
+    _per_seed(result, "shift_support", support)
     _pair_rows(result, "shifted", pairwise(members.atoms, lambda A, B: shifted(A, B, shifts, averaged)))
     _per_seed(result, "self_shift", [shifted(A, A, shifts, averaged) for A in members.atoms])
     _pair_rows(result, "aligned", pairwise(members.atoms, lambda A, B: aligned(A, B, shifts, searched)))

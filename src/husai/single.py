@@ -145,7 +145,7 @@ def summarise(end: Measurement, middle: Measurement) -> dict[str, Any]:
 
 
 def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
-    """The report's criteria: L0 near k, EV above .85, dead below 15% (20% acceptable), overlap bands beside the nulls."""
+    """The report's criteria: L0 near k, EV above .85, dead below 15% (20% acceptable), converged."""
     found = []
     l0, ev, dead = metrics["l0"], metrics["explained_variance"], metrics["dead"]
     if config.sae.architecture == "topk":

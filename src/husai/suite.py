@@ -17,7 +17,7 @@ from husai.measure import Hook
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.write import write_report
-from husai.runs import DONE, finished, reason, whole_folder
+from husai.runs import DONE, GateFailed, finished, reason, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
@@ -64,7 +64,7 @@ def train_and_report(
     say(f"Run folder: {out}")
     if not run.report.passed:
         console.fail(
-            f"no attempt of {run.attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1
+            f"no attempt of {attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1
         )
     return 0 if run.report.passed else 1
 
@@ -124,7 +124,7 @@ def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") 
     with whole_folder(out, replace_existing=True) as folder:
         code = run_suite(suite, folder, folder / "runs", jobs=jobs, device=device)
         if code:
-            return code
+            raise GateFailed("the smoke run ends here, since no transformer passed the gate")
     say()
     for cell in SuiteResults.load(out).cells:
         say(f"{cell.short_hook}, {cell.label}{'' if cell.converged else ' (not converged)'}")

@@ -71,7 +71,7 @@ class GroupView:
 class Task:
     """One modular operation. Rows of the grid run over a, then b; `div` leaves out b = 0.
 
-    Raises HusaiError for an unknown op or a modulus that is not a prime of at least 5.
+    Raises HusaiError for an unknown op or a modulus that is not a prime from 5 to 997.
     """
 
     op: str

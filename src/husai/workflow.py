@@ -22,12 +22,11 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class ModelRun:
-    """A trained transformer and its gate report; `attempts` is how many seeds it took."""
+    """A trained transformer, its gate report, and the config (with its seeds) of the attempt that was kept."""
 
     model: Transformer
     report: GateReport
     config: ModelConfig
-    attempts: int
 
 
 def train_model(
@@ -49,6 +48,7 @@ def train_model(
     start = time.perf_counter()
     with whole_folder(out) as folder:
         best: tuple[ModelRun, TrainedModel, dict[str, Transformer]] | None = None
+        attempt = 0
         for attempt in range(attempts):
             tried = config if attempt == 0 else config.with_seed(config.training.init_seed + attempt)
             on_attempt(attempt, tried)
@@ -59,18 +59,18 @@ def train_model(
             report = verify(trained.best, Task(tried.task.op, tried.task.p))
             on_verdict(attempt, report)
             model = replace(trained.best, name=out.name, verified=report.passed)
-            run = ModelRun(model, report, tried, attempt + 1)
+            run = ModelRun(model, report, tried)
             if best is None or report.passed or report.fve > best[0].report.fve:
                 best = run, trained, checkpoints
             if report.passed:
                 break
-        assert best is not None
+        assert best is not None, "attempts is at least 1"
         run, trained, checkpoints = best
         for name, model in {"best": trained.best, "final": trained.final, **checkpoints}.items():
             save_weights(model, folder / f"transformer_{name}.safetensors")
         last = trained.history[-1]
         metrics: dict[str, Any] = {**asdict(last), "best_step": trained.best_step, "passed": run.report.passed}
-        write_record(folder, run.config, metrics, wall_seconds=time.perf_counter() - start, attempts=run.attempts)
+        write_record(folder, run.config, metrics, wall_seconds=time.perf_counter() - start, attempts=attempt + 1)
         write_gate(folder / "gate.json", run.report)
         write_history(folder / "history.csv", trained.history)
     return run

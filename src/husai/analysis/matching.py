@@ -36,16 +36,32 @@ def match(similarity: Float[np.ndarray, "n_A n_B"]) -> Matching:
     return Matching(rows, columns, similarity[rows, columns])
 
 
-def pwmcc(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False) -> float:
+def pwmcc(
+    A: Float[Tensor, "n_A d"],
+    B: Float[Tensor, "n_B d"],
+    *,
+    abs: bool = False,
+    weights: tuple[Float[np.ndarray, "n_A"], Float[np.ndarray, "n_B"]] | None = None,
+) -> float:
     """Pairwise mean correlation coefficient: mean cosine under the optimal one-to-one matching.
 
-    Signed by default, because ReLU codes give atoms a sign; `abs=True` takes |cosine| (Song et al. 2025).
+    Signed by default, because ReLU codes give atoms a sign; `abs=True` takes |cosine| (Song et al. 2025). With
+    `weights` (one array a dictionary), each matched pair counts by the sum of its two weights.
     """
     similarity = cosines(A, B)
-    return float(match(np.abs(similarity) if abs else similarity).cosines.mean())
+    found = match(np.abs(similarity) if abs else similarity)
+    if weights is None:
+        return float(found.cosines.mean())
+    pair = weights[0][found.rows] + weights[1][found.columns]
+    return float((pair * found.cosines).sum() / pair.sum())
 
 
 def max_cosine(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> float:
     """Mean of each atom's best |cosine|, averaged over both directions; many-to-one, so duplicates inflate it."""
     similarity = np.abs(cosines(A, B))
     return float((similarity.max(1).mean() + similarity.max(0).mean()) / 2)
+
+
+def agreement(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> tuple[float, float]:
+    """(pwmcc, max_cosine), as null draws need them together."""
+    return pwmcc(A, B), max_cosine(A, B)

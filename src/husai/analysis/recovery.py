@@ -46,8 +46,8 @@ class Tuning(NamedTuple):
     """What each atom's code over the grid is a function of, by the energy of its centred code in each Fourier family.
 
     label, k: the largest family's variable and frequency. purity: that family's share. frequency_purity: largest share
-    of one frequency over a, b, sum and difference together. phase: angle of the code's (cos, sin) coefficients in the
-    label's family, in (−π, π]. mixed: share in no family. Entries of atoms that never fire are 'dead', 0 and nan.
+    of one frequency over all its variables together. phase: angle of the code's (cos, sin) coefficients in the
+    label's family, in (−π, π]. mixed: share in no family. Atoms whose code never varies are 'dead', with 0 and nan.
     """
 
     label: list[str]
@@ -59,7 +59,11 @@ class Tuning(NamedTuple):
 
 
 def tuning(codes: Float[Tensor, "pairs n"], task: Task) -> Tuning:
-    """Tuning of n atoms from their codes over the whole grid; shares of families and `mixed` sum to 1."""
+    """Tuning of n atoms from their codes over the whole grid.
+
+    Shares of families and `mixed` sum to 1; for `squares`, whose families overlap, shares can exceed 1 and `mixed` be
+    negative.
+    """
     family = families(task)
     centred = (codes - codes.mean(0)).double()
     total = centred.pow(2).sum(0)

@@ -1,8 +1,9 @@
 """One dictionary, or one up to the task's symmetry? (docs/method.md §Symmetry)
 
-The symmetry c → c + Δ rotates all true planes jointly and maps one good dictionary to another. As an operator S_Δ it is
-the identity off the subspaces that carry the answer and, inside them, the least-squares linear map from the answer
-means μ_c to μ_{c+Δ}; atoms are renormalised after it.
+The symmetry c → c + Δ rotates the planes of the answer jointly and maps one good dictionary to another. As an operator
+S_Δ is the identity off the true subspaces that carry the answer (`sum`) and, inside them, the least-squares linear map
+from the answer means μ_c to μ_{c+Δ}; atoms are renormalised after it. Planes of a and b alone are left where they are:
+answer means say nothing about them.
 """
 
 from typing import NamedTuple
@@ -65,14 +66,14 @@ def shifted(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
 def aligned(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
     """Max over `deltas` (all Δ, 0 included) of pwmcc(A, S_Δ B).
 
-    Above 256 atoms only the few Δ with the largest upper bound (mean row maximum and mean column maximum) are matched,
-    so the figure is a lower bound of the maximum there; its null is computed the same way.
+    Above 256 atoms only the few Δ with the largest upper bound (mean best cosine of the smaller dictionary's atoms) are
+    matched, so the figure is a lower bound of the maximum there; its null is computed the same way.
     """
     at = shifts.similarity(A, B)
     if max(len(A), len(B)) > EXACT_ATOMS:
         bounds = []
         for delta in deltas:
             similarity = at(delta)
-            bounds.append(min(similarity.max(0).mean(), similarity.max(1).mean()))
+            bounds.append(similarity.max(1 if len(A) <= len(B) else 0).mean())
         deltas = [deltas[i] for i in np.argsort(bounds)[::-1][:SHORTLIST]]
     return float(max(match(at(delta)).cosines.mean() for delta in deltas))

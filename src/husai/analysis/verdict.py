@@ -10,7 +10,7 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     """Which rungs `score` exceeds: those whose upper end lies below the lower end of its interval over seeds."""
     if score.low != score.low:
         return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
-    names = sorted(rungs, key=lambda name: rungs[name].mean)
+    names = sorted((name for name in rungs if rungs[name].high == rungs[name].high), key=lambda name: rungs[name].mean)
     above = [name for name in names if score.low > rungs[name].high]
     rest = [f"{name} ({rungs[name].mean:.3f})" for name in names if name not in above]
     value = f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
@@ -24,7 +24,9 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
 def symmetry_sentence(
     score: float, shifted: float, self_shift: float, aligned: Interval, aligned_null: Interval, moved: float
 ) -> str:
-    """What the symmetry figures say. moved: unweighted share of the atoms' energy in the answer subspaces' hook truth."""
+    """What the symmetry figures say. moved: mean share of the atoms' energy that shifts act on (`shift_support`)."""
+    if aligned.low != aligned.low:
+        return "Fewer than 3 seeds give no interval, so the symmetry figures are not read."
     if moved < MOVED:
         return f"Shifts move only {moved:.0%} of these atoms' energy, so the symmetry figures say little."
     if aligned.low <= aligned_null.high:

@@ -1,4 +1,4 @@
-"""Figures of a suite, as PDF and PNG. Plot functions take axes and numbers and compute nothing."""
+"""Figures of a suite, as PDF and PNG: drawn from its tables, computing nothing."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -121,7 +121,7 @@ def sentences(cell: CellView) -> tuple[str, str]:
             cell.value("self_shift").mean,
             cell.value("aligned"),
             cell.value("aligned", "data_points"),
-            cell.value("fourier_overlap_unweighted").mean,
+            cell.value("shift_support").mean,
         )
     return rung_sentence(cell.value("pwmcc"), rungs), symmetry
 

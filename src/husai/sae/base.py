@@ -54,6 +54,12 @@ class Architecture(Protocol, Generic[C]):
         """Latent activations f(x)."""
         ...
 
+    def decode(
+        self, params: Params, codes: Float[Tensor, "seeds batch d_sae"], config: C
+    ) -> Float[Tensor, "seeds batch d_in"]:
+        """Reconstruction from codes."""
+        ...
+
     def losses(
         self,
         params: Params,

@@ -12,6 +12,13 @@ def encode(params: Params, x: Tensor, config: ReLUConfig) -> Float[Tensor, "seed
     return pre_activations(params, x).relu()
 
 
+def decode(
+    params: Params, codes: Float[Tensor, "seeds batch d_sae"], config: ReLUConfig
+) -> Float[Tensor, "seeds batch d_in"]:
+    """x̂; the norms of the decoder rows are part of it, whatever the config."""
+    return reconstruct(params, codes)
+
+
 def losses(params: Params, x: Tensor, config: ReLUConfig, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
     """Squared error plus the L1 penalty at its warm-up level; `dead` plays no part.
 
@@ -19,7 +26,7 @@ def losses(params: Params, x: Tensor, config: ReLUConfig, *, step: int, dead: Bo
     too weak.
     """
     codes = encode(params, x, config)
-    mse = squared_error(reconstruct(params, codes), x)
+    mse = squared_error(decode(params, codes, config), x)
     warmth = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
     norms = params.W_dec.norm(dim=-1)
     penalty = config.l1_coefficient * warmth * (codes * norms[:, None]).sum(-1).mean(-1)

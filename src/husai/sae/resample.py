@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.sae.base import Architecture, Params, SAEKind, reconstruct
+from husai.sae.base import Architecture, Params, SAEKind
 
 ENCODER_SCALE = {"topk": 1.0, "relu": 0.2}
 
@@ -31,7 +31,7 @@ def resample_dead(
             error, fired = [], []
             for part in samples.split(8192):
                 codes = architecture.encode(alone, part[None], config)
-                error.append((reconstruct(alone, codes)[0] - part).pow(2).sum(-1))
+                error.append((architecture.decode(alone, codes, config)[0] - part).pow(2).sum(-1))
                 fired.append((codes[0] > 0).any(0))
             dead[seed] = ~torch.stack(fired).any(0)
             count = int(dead[seed].sum())

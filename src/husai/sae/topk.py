@@ -24,17 +24,23 @@ def keep_largest(hidden: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, ".
     return torch.zeros_like(hidden).scatter(-1, indices, values.relu())
 
 
+def decode(
+    params: Params, codes: Float[Tensor, "seeds batch d_sae"], config: TopKConfig
+) -> Float[Tensor, "seeds batch d_in"]:
+    """x̂ with decoder rows of norm 1: they are kept so, or the codes already carry their norms."""
+    if config.decoder_norm == "weighted":
+        params = params._replace(W_dec=params.W_dec / params.W_dec.norm(dim=-1, keepdim=True))
+    return reconstruct(params, codes)
+
+
 def losses(params: Params, x: Tensor, config: TopKConfig, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
     """Squared error plus AuxK; `step` plays no part."""
     hidden = scores(params, x, config)
     codes = keep_largest(hidden, config.k)
-    weights = params
-    if config.decoder_norm == "weighted":
-        weights = params._replace(W_dec=params.W_dec / params.W_dec.norm(dim=-1, keepdim=True))
-    reconstruction = reconstruct(weights, codes)
+    reconstruction = decode(params, codes, config)
     mse = squared_error(reconstruction, x)
     residual = (x - reconstruction).detach()
-    aux = torch.stack([_auxk(hidden[s], weights.W_dec[s], residual[s], dead[s], config) for s in range(len(x))])
+    aux = torch.stack([_auxk(hidden[s], params.W_dec[s], residual[s], dead[s], config) for s in range(len(x))])
     return Losses(mse + aux, mse, aux, codes)
 
 
@@ -47,5 +53,6 @@ def _auxk(hidden: Tensor, W_dec: Tensor, residual: Tensor, dead: Tensor, config:
     of_dead = hidden[:, dead]
     values, indices = of_dead.topk(min(wanted, count), dim=-1, sorted=False)
     codes = torch.zeros_like(of_dead).scatter(-1, indices, values)
-    error = (codes @ W_dec[dead] - residual).pow(2).sum(-1).mean()
+    atoms = W_dec[dead] / W_dec[dead].norm(dim=-1, keepdim=True) if config.decoder_norm == "weighted" else W_dec[dead]
+    error = (codes @ atoms - residual).pow(2).sum(-1).mean()
     return config.auxk_coefficient * min(count / wanted, 1.0) * error

@@ -58,7 +58,7 @@ def load_sae(folder: str | Path) -> Dictionary:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    meta = {**config.get("metadata", {}), "architecture": config["architecture"]}
+    meta = {**config["metadata"], "architecture": config["architecture"]}
     plain = (
         config.get("apply_b_dec_to_input", True)
         and config.get("normalize_activations", "none") == "none"
@@ -85,32 +85,38 @@ def load_sae(folder: str | Path) -> Dictionary:
                 f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape[1:])}; {CONFIG} says {tuple(wanted.shape[1:])}"
             )
     seeds = (int(meta.get("init_seed") or 0),), (int(meta.get("data_seed") or 0),)
-    return SAEEnsemble(params, _kind(config), *seeds).member(0, meta)
+    return SAEEnsemble(params, _kind(config, folder / CONFIG), *seeds).member(0, meta)
 
 
 def _empty(d_in: int, d_sae: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty(d_in, d_sae), torch.empty(d_sae), torch.empty(d_sae, d_in), torch.empty(d_in)
 
 
-def _kind(config: dict[str, Any]) -> SAEKind:
-    known = config.get("metadata", {}).get("husai_config")
-    if isinstance(known, dict):
-        return {"topk": TopKConfig, "relu": ReLUConfig}[known["architecture"]].parse(known, CONFIG)
-    if config["architecture"] == "topk":
-        return TopKConfig.parse({"d_sae": config["d_sae"], "k": config["k"]}, CONFIG)
-    return ReLUConfig.parse({"d_sae": config["d_sae"]}, CONFIG)
+def _kind(config: dict[str, Any], where: Path) -> SAEKind:
+    """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
+    known = config["metadata"].get("husai_config")
+    ours = isinstance(known, dict) and SAELENS_NAMES.get(str(known.get("architecture"))) == config["architecture"]
+    kind, stands = (TopKConfig, ("d_sae", "k")) if config["architecture"] == "topk" else (ReLUConfig, ("d_sae",))
+    stated = {key: config[key] for key in stands}
+    return kind.parse({**(known if ours else {}), **stated}, str(where))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config; its metadata are a mapping, maybe empty."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise HusaiError(f"{folder}: is not a SAELens folder (no {CONFIG})") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         raise HusaiError(f"{folder / CONFIG}: is not valid JSON") from None
-    for key in ("architecture", "d_in", "d_sae"):
-        if not isinstance(config, dict) or key not in config:
+    if not isinstance(config, dict) or not isinstance(config.setdefault("metadata", {}), dict):
+        raise HusaiError(f"{folder / CONFIG}: it and its 'metadata' must be mappings of keys to values")
+    for key in ("architecture", "d_in", "d_sae", "k"):
+        if key not in config and (key != "k" or config["architecture"] == "topk"):
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
+    for key in ("d_in", "d_sae"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise HusaiError(f"{folder / CONFIG}: '{key}' must be a whole number of at least 1, got {config[key]!r}")
     return config
 
 

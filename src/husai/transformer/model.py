@@ -1,9 +1,9 @@
 """A tiny decoder-only transformer as pure functions over a dictionary of TransformerLens-named parameters.
 
 Two paths compute the same logits. `forward` runs every position and offers every intermediate value to a hook under
-its TransformerLens name. `last_logits` computes only what the last position's logits need: layer 0 sees so few
-distinct (token, position) pairs that its keys, values and scores come from tables, and the last layer needs one query,
-one MLP row and one logit row a sample.
+its TransformerLens name. `last_logits` computes only what the last position's logits need: the last layer needs one
+query, one MLP row and one logit row a sample, and in a one-layer model keys, values and scores come from tables over the
+few distinct (token, position) pairs.
 """
 
 import math
@@ -245,7 +245,9 @@ def _attend_from_tables(params: Params, tokens: Tensor) -> Tensor:
 
 
 def hook_names(params: Params) -> dict[str, str]:
-    """Short name -> full TransformerLens name of every hook point this model has; layers count from 0.
+    """Short name -> full TransformerLens name of every activation that can be read (LayerNorm scales left out).
+
+    Layers count from 0.
 
     A short name without a layer means the last layer; `resid_post.0` or the full name picks another.
     """

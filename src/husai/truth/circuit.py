@@ -50,8 +50,7 @@ class GateReport:
     """What the gate measured. Losses in nats; frequencies as integers 1 … n/2 of the op's group.
 
     key_rule: `W_L` (norms of W_out·W_U) or `logits` (coefficients α of the row-centred logits).
-    key_frequencies_logits, key_frequencies_embedding: what the other two readings say; never used for the verdict on a
-    1-layer model. neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
+    key_frequencies_logits, key_frequencies_embedding: what the other readings say, for comparison. neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
     spectrum_W_L (None where W_L is not the whole path), spectrum_W_E, spectrum_logits: norms (|α|) per frequency.
     """
 
@@ -121,9 +120,8 @@ def verify(model: Transformer, task: Task) -> GateReport:
         Condition("fve", fve_of(keys), ">=", MIN_FVE),
         Condition("restricted_loss", restricted, "<=", base * (1 + RESTRICTED_SLACK[0]) + RESTRICTED_SLACK[1]),
         Condition("excluded_loss", excluded, ">=", math.log(view.n) - EXCLUDED_SLACK),
+        Condition("sparse_circuit", float(len(keys)), "<=", (task.p - 1) / 8),
     ]
-    if rule == "logits":
-        conditions.append(Condition("sparse_circuit", float(len(keys)), "<=", (task.p - 1) / 8))
     embedding = frequency_norms(_token_table(params["embed.W_E"].double(), view).T)
     return GateReport(
         op=task.op,

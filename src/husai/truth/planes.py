@@ -97,7 +97,7 @@ class GroundTruth:
     """The truth at one hook.
 
     subspaces: merged, sorted by share, at least 1% each. shares: every (variable, k, share), sorted.
-    unexplained: share of the variance in no family. n_pairs: rows of the grid.
+    unexplained: share of the variance in no family at all (nan for `squares`, whose families are not orthogonal).
     """
 
     hook: str
