@@ -1,6 +1,6 @@
 """Open every SAE below a folder with SAELens itself and compare its output with ours.
 
-    python scripts/check_saelens.py results/smoke/runs
+python scripts/check_saelens.py results/smoke/runs
 """
 
 import sys
@@ -25,7 +25,10 @@ def main(folder: Path) -> int:
         x = torch.randn(64, ours.d_in, generator=torch.Generator().manual_seed(0)) * 10
         with torch.no_grad():
             codes = theirs.encode(x)
-            gap = max(float((codes - ours.encode(x)).abs().max()), float((theirs.decode(codes) - ours.decode(codes)).abs().max()))
+            gap = max(
+                float((codes - ours.encode(x)).abs().max()),
+                float((theirs.decode(codes) - ours.decode(codes)).abs().max()),
+            )
         if not gap < TOLERANCE * float(x.abs().max()):
             failed += 1
             print(f"{place}: SAELens' output differs by {gap:.2g}")

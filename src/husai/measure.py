@@ -114,7 +114,13 @@ def measure(
 
     final: use the draws and shifts meant for the end of training, else the smaller numbers meant for curves.
     untrained: the same ensemble's measurement at step 0, a null of pwmcc, max_cosine and the overlaps.
+    Raises HusaiError if no latent of an SAE fires on any input.
     """
+    if 0 in members.n_live:
+        raise HusaiError(
+            f"SAE {members.n_live.index(0)}: a dictionary without live atoms cannot be scored; "
+            "weaken its sparsity penalty or raise k"
+        )
     result = Measurement()
     wide = max(members.n_live) > EXACT_ATOMS
     draws = analysis.curve_null_draws if not final else analysis.wide_null_draws if wide else analysis.null_draws

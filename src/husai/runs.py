@@ -48,6 +48,7 @@ def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Pat
         what = "already holds a finished run" if (place / DONE).exists() else "exists and is not an empty folder"
         raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
     temporary: Path | None = None
+    created = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -63,6 +64,16 @@ def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Pat
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        if not place.exists():
+            _remove_empty(created)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders, innermost first, as long as they are empty."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _sync(folder: Path) -> None:

@@ -52,7 +52,7 @@ class WandbTracker:
         self._try(lambda: self.run.log(figures, step=step))
 
     def finish(self) -> None:
-        self._try(lambda: self.run.finish(quiet=True))
+        self._try(lambda: self.run.finish())
 
 
 def logged_in() -> bool:

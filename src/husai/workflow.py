@@ -46,6 +46,7 @@ def train_model(
     and its report says so. Raises HusaiError if the folder cannot be written.
     """
     start = time.perf_counter()
+    task = Task(config.task.op, config.task.p)
     with whole_folder(out) as folder:
         best: tuple[ModelRun, TrainedModel, dict[str, Transformer]] | None = None
         attempt = 0
@@ -56,7 +57,7 @@ def train_model(
             trained = train_transformer(
                 tried, on_evaluation=on_evaluation, on_checkpoint=checkpoints.__setitem__, device=device
             )
-            report = verify(trained.best, Task(tried.task.op, tried.task.p))
+            report = verify(trained.best, task)
             on_verdict(attempt, report)
             model = replace(trained.best, name=out.name, verified=report.passed)
             run = ModelRun(model, report, tried)

@@ -13,6 +13,7 @@ from husai.analysis.stats import Interval
 from husai.errors import HusaiError
 
 NULLS = ("ambient", "untrained", "data", "data_points")
+FILES = ("records.parquet", "atoms.parquet", "gate.json", "truth.json")
 NAN = float("nan")
 
 
@@ -91,20 +92,15 @@ class SuiteResults:
     @classmethod
     def load(cls, folder: Path) -> "SuiteResults":
         """Raises HusaiError if a table is missing or damaged."""
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise HusaiError(f"{folder}: is not a suite's results folder (no {missing[0]})")
         try:
-            return cls(
-                folder,
-                pd.read_parquet(folder / "records.parquet"),
-                pd.read_parquet(folder / "atoms.parquet"),
-                json.loads((folder / "gate.json").read_text(encoding="utf-8")),
-                json.loads((folder / "truth.json").read_text(encoding="utf-8")),
-            )
-        except FileNotFoundError as error:
-            raise HusaiError(
-                f"{folder}: is not a suite's results folder (no {Path(str(error.filename)).name})"
-            ) from None
+            tables = [pd.read_parquet(folder / name) for name in FILES[:2]]
+            texts = [json.loads((folder / name).read_text(encoding="utf-8")) for name in FILES[2:]]
         except (OSError, ValueError) as error:
             raise HusaiError(f"{folder}: holds a damaged table ({error.__class__.__name__})") from None
+        return cls(folder, tables[0], tables[1], texts[0], texts[1])
 
     @property
     def name(self) -> str:

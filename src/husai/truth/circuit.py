@@ -50,7 +50,8 @@ class GateReport:
     """What the gate measured. Losses in nats; frequencies as integers 1 … n/2 of the op's group.
 
     key_rule: `W_L` (norms of W_out·W_U) or `logits` (coefficients α of the row-centred logits).
-    key_frequencies_logits, key_frequencies_embedding: what the other readings say, for comparison. neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
+    key_frequencies_logits, key_frequencies_embedding: what the other readings say, for comparison.
+    neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
     spectrum_W_L (None where W_L is not the whole path), spectrum_W_E, spectrum_logits: norms (|α|) per frequency.
     """
 

@@ -1,0 +1,109 @@
+"""Speed as a ratio against peers, measured side by side in one run.
+
+    python scripts/benchmark.py [--rounds 7] [--out results/benchmarks]
+
+`transformer`: one full-batch training step (forward, float64 cross-entropy at the last position, backward, AdamW) of our
+last-position path and of TransformerLens' HookedTransformer on the same weights, for both layouts. The two are
+interleaved, the figure is the median over rounds, and their losses must agree.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from husai.console import exits, say
+
+AGREEMENT = 1e-4
+
+
+def interleaved(contestants: dict[str, Callable[[], float]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and last loss of each contestant, run in turn `rounds` times after one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    losses = {name: step() for name, step in contestants.items()}
+    for _ in range(rounds):
+        for name, step in contestants.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, losses
+
+
+def transformer_steps(layout: str, p: int) -> dict[str, Callable[[], float]]:
+    """One training step of ours and of HookedTransformer, on equal weights."""
+    import torch
+
+    from husai.config import TransformerConfig
+    from husai.seeding import generator
+    from husai.tasks import Task
+    from husai.transformer.model import Transformer, init_params, last_logits
+    from husai.transformer.train import cross_entropy
+    from husai.transformer.weights import to_transformer_lens
+
+    task = Task("add", p)
+    tokens, labels = task.tokens(layout), task.labels
+    config = TransformerConfig.parse({"layout": layout})
+    params = init_params(config, p, generator=generator("benchmark", 0))
+    hooked = to_transformer_lens(Transformer(params, layout, p))
+    params = {name: value.requires_grad_() for name, value in params.items()}
+
+    def stepper(logits: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> Callable[[], float]:
+        optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98), fused=True)
+
+        def step() -> float:
+            loss = cross_entropy(logits(), labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            return loss.item()
+
+        return step
+
+    return {
+        "ours": stepper(lambda: last_logits(params, tokens), list(params.values())),
+        "HookedTransformer": stepper(lambda: hooked(tokens)[:, -1], list(hooked.parameters())),
+    }
+
+
+@exits
+def main(
+    rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
+    p: Annotated[int, typer.Option(help="modulus")] = 113,
+    out: Annotated[Path, typer.Option(help="folder for transformer.json")] = Path("results/benchmarks"),
+) -> int:
+    """Run the benchmark and write its table."""
+    import torch
+
+    from husai.runs import write_atomic
+
+    table: list[dict[str, Any]] = []
+    for layout in ("abe", "husai"):
+        medians, losses = interleaved(transformer_steps(layout, p), rounds)
+        gap = abs(losses["ours"] - losses["HookedTransformer"])
+        ratio = medians["HookedTransformer"] / medians["ours"]
+        table.append(
+            {"layout": layout, "p": p, "ms": {k: 1e3 * v for k, v in medians.items()}, "ratio": ratio, "gap": gap}
+        )
+        say(
+            f"{layout}: ours {1e3 * medians['ours']:.0f} ms, HookedTransformer "
+            f"{1e3 * medians['HookedTransformer']:.0f} ms a full-batch step: {ratio:.1f}x (losses differ by {gap:.1e})"
+        )
+        if gap > AGREEMENT:
+            say(f"{layout}: the losses disagree, so the times mean nothing")
+            return 1
+    hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    write_atomic(
+        out / "transformer.json",
+        json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": table}, indent=2) + "\n",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from husai.analysis.fit import evaluate_fit, live_atoms
+from husai.sae.base import Dictionary
+
+# Mean (1, 1), Σ‖x − x̄‖² = 4·2 = 8.
+X = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+CODES = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, 1.0, 0.0]])
+
+
+def dictionary(reconstruction: torch.Tensor) -> Dictionary:
+    W_dec = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    return Dictionary(W_dec, encode=lambda x: CODES, decode=lambda codes: reconstruction)
+
+
+def test_explained_variance_by_hand():
+    # one row is off by (1, 1): error 2 of 8
+    fit = evaluate_fit(dictionary(X + torch.tensor([[0.0, 0], [1, 1], [0, 0], [0, 0]])), X)
+    assert fit.fvu == pytest.approx(0.25)
+    assert fit.explained_variance == pytest.approx(0.75)
+
+
+def test_predicting_the_mean_explains_nothing():
+    fit = evaluate_fit(dictionary(X.mean(0).expand(4, 2)), X)
+    assert fit.explained_variance == pytest.approx(0)
+
+
+def test_variance_is_pooled_over_dimensions():
+    # a wrong small dimension hardly counts: errors (0, .2)² ·4 = .16 of Σ = 4·(100 + .01)
+    x = torch.tensor([[10.0, 0.1], [-10.0, 0.1], [10.0, -0.1], [-10.0, -0.1]])
+    fit = evaluate_fit(dictionary(x + torch.tensor([0.0, 0.2])), x)
+    assert fit.fvu == pytest.approx(0.16 / 400.04)
+
+
+def test_sparsity_by_hand():
+    fit = evaluate_fit(dictionary(X), X)
+    assert fit.l0 == pytest.approx((1 + 2 + 0 + 2) / 4)
+    assert fit.dead == pytest.approx(1 / 3)
+    assert fit.firing_rate.tolist() == [0.75, 0.5, 0.0]
+    assert fit.energy.tolist() == [1 + 1 + 9, 4 + 1, 0]
+    assert fit.live.tolist() == [True, True, False]
+
+
+def test_a_latent_that_fires_once_is_alive():
+    codes = torch.zeros(1000, 2)
+    codes[617, 1] = 1e-6
+    fit = evaluate_fit(dictionary(torch.randn(1000, 2)), torch.randn(1000, 2), codes)
+    assert fit.live.tolist() == [False, True]
+    assert fit.dead == 0.5
+
+
+def test_given_codes_save_encoding():
+    def refuse(_):
+        raise AssertionError("encoded again")
+
+    lazy = Dictionary(torch.eye(3, 2), encode=refuse, decode=lambda codes: X)
+    assert evaluate_fit(lazy, X, CODES).l0 == pytest.approx(1.25)
+
+
+def test_live_atoms_are_the_unit_rows_of_latents_that_fire():
+    torch.testing.assert_close(live_atoms(dictionary(X), CODES), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))

@@ -1,0 +1,430 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from husai.activations import Normaliser
+from husai.analysis.fit import evaluate_fit
+from husai.analysis.matching import pwmcc
+from husai.analysis.nulls import null_matrices, sampler
+from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.errors import HusaiError
+from husai.sae import relu, topk
+from husai.sae.architectures import architecture_of
+from husai.sae.base import Params, finish, init_params, pre_activations
+from husai.sae.resample import resample_dead
+from husai.sae.train import Batches, clip_each, train_saes
+from husai.seeding import generator
+
+# Far too many latents for five sources, so that AuxK and resampling have work to do.
+D_IN, D_SAE = 8, 48
+KINDS = {
+    "topk unit": TopKConfig(d_sae=D_SAE, k=2, dead_steps=2),
+    "topk weighted": TopKConfig(d_sae=D_SAE, k=2, dead_steps=2, decoder_norm="weighted"),
+    "relu unit": ReLUConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10),
+    "relu weighted": ReLUConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+@pytest.fixture(scope="module")
+def x():
+    g = generator("test-train")
+    return torch.randn(600, 5, generator=g).relu() @ torch.randn(5, D_IN, generator=g) + 3
+
+
+def recipe(kind=KINDS["topk unit"], init=(0,), data=(0,), **training) -> SAEConfig:
+    quick = {"steps": 60, "batch_size": 64, "lr": 1e-2, "warmup_steps": 5, "resample_every": 20, "resample_until": 1}
+    return SAEConfig(sae=kind, training=SAETrainingConfig(**(quick | training)), init_seeds=init, data_seeds=data)
+
+
+def same(first: Params, second: Params) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_kind
+def test_a_seed_in_a_stack_equals_the_seed_alone(x, kind):
+    stack = train_saes(x, recipe(kind, (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), log_every=1)
+    for index in (0, 3):
+        alone = train_saes(x, recipe(kind, (index,), (index + 5,)))
+        for ours, expected in zip(stack.ensemble.params, alone.ensemble.params, strict=True):
+            torch.testing.assert_close(ours[index], expected[0], rtol=1e-4, atol=1e-4)
+    assert max(row.penalty for row in stack.history) > 1  # AuxK or L1 was at work
+    unresampled = train_saes(x, recipe(kind, (0,), (5,), resample_every=None)).ensemble.params
+    assert (stack.ensemble.params.W_dec[0] - unresampled.W_dec[0]).abs().max() > 0.1  # and so was resampling
+
+
+def test_the_same_pair_of_seeds_reproduces_exactly(x):
+    assert same(
+        train_saes(x, recipe(init=(3,), data=(4,))).ensemble.params,
+        train_saes(x, recipe(init=(3,), data=(4,))).ensemble.params,
+    )
+
+
+@pytest.mark.parametrize(("init", "data"), [(3, 5), (5, 4), (4, 3)])
+def test_init_seed_and_data_seed_each_change_the_result(x, init, data):
+    first = train_saes(x, recipe(init=(3,), data=(4,))).ensemble.params
+    second = train_saes(x, recipe(init=(init,), data=(data,))).ensemble.params
+    assert (first.W_dec - second.W_dec).abs().max() > 0.01
+
+
+def test_the_data_seed_leaves_the_start_alone(x):
+    starts = []
+
+    def keep(_, ensemble):
+        starts.append(ensemble.params)
+        return True
+
+    for init, data in ((3, 4), (3, 5), (4, 4)):
+        train_saes(x, recipe(init=(init,), data=(data,)), stop=keep, stop_at=(0,))
+    assert same(starts[0], starts[1])
+    assert not torch.equal(starts[0].W_dec, starts[2].W_dec)
+
+
+def test_global_randomness_is_neither_used_nor_touched(x):
+    torch.manual_seed(1)
+    first = train_saes(x, recipe()).ensemble.params
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))
+    torch.manual_seed(2)
+    assert same(first, train_saes(x, recipe()).ensemble.params)
+
+
+# --- batches ---
+
+
+def passes(batches: Batches, count: int) -> torch.Tensor:
+    """(passes, seeds, rows visited in one pass)."""
+    rows = torch.cat([batches.at(step) for step in range(count * batches.per_epoch)], dim=1)
+    return torch.stack(rows.chunk(count, dim=1))
+
+
+def test_a_pass_visits_every_row_once_and_drops_the_ragged_end():
+    batches = Batches(samples=10, batch_size=3, data_seeds=(0, 1))
+    assert batches.per_epoch == 3
+    assert batches.at(0).shape == (2, 3)
+    for visited in passes(Batches(10, 3, (0, 1)), 20).flatten(0, 1):
+        assert len(visited) == 9
+        assert len(visited.unique()) == 9
+
+
+def test_every_row_is_visited_in_time_since_passes_drop_different_rows():
+    visited = passes(Batches(10, 3, (0, 1)), 20)
+    assert all(len(visited[:, seed].unique()) == 10 for seed in range(2))
+
+
+def test_passes_and_seeds_have_their_own_orders():
+    first, second = passes(Batches(100, 50, (0, 1)), 2)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(first[1], passes(Batches(100, 50, (1,)), 1)[0, 0])
+
+
+# --- one step ---
+
+
+@pytest.mark.parametrize("architecture", [topk, relu], ids=["topk", "relu"])
+@pytest.mark.parametrize("decoder_norm", ["unit", "weighted"])
+def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, architecture, decoder_norm):
+    name = architecture.__name__.rsplit(".", 1)[-1]
+    drift, original = [], architecture.losses
+
+    def spy(params, *args, **kwargs):
+        drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
+        return original(params, *args, **kwargs)
+
+    monkeypatch.setattr(architecture, "losses", spy)
+    trained = train_saes(x, recipe(KINDS[f"{name} {decoder_norm}"]))
+    assert len(drift) == 60
+    assert max(drift) < 1e-5 if decoder_norm == "unit" else max(drift) > 0.01
+    torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))
+
+
+def gradients(*sizes: float) -> Params:
+    """Two seeds; a size s gives a gradient 3s in W_enc and 4s in b_enc, of norm 5s."""
+    scale = torch.tensor(sizes)
+    return Params(
+        torch.tensor([[3.0], [0.0]]) * scale[:, None, None],
+        torch.tensor([4.0, 0.0]) * scale[:, None],
+        torch.zeros(len(sizes), 2, 1),
+        torch.zeros(len(sizes), 1),
+    )
+
+
+def test_gradients_are_clipped_to_the_limit_over_all_four_parameters():
+    clipped = gradients(1.0)
+    clip_each(clipped, 1.0)
+    torch.testing.assert_close(clipped.W_enc[0], torch.tensor([[0.6], [0.0]]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(clipped.b_enc[0], torch.tensor([0.8, 0.0]), rtol=1e-5, atol=0)
+
+
+def test_one_seeds_huge_gradient_does_not_touch_another():
+    clipped = gradients(1e12, 0.1)
+    clip_each(clipped, 1.0)
+    assert float(clipped.W_enc[0].norm()) == pytest.approx(0.6)
+    assert torch.equal(clipped.W_enc[1], gradients(0, 0.1).W_enc[1])
+    assert torch.equal(clipped.b_enc[1], gradients(0, 0.1).b_enc[1])
+
+
+def test_clipping_is_part_of_training(x):
+    free, clipped, loose = (
+        train_saes(x, recipe(clip_norm=limit, steps=10)).ensemble.params for limit in (None, 1e-9, 1e9)
+    )
+    assert same(free, loose)
+    # gradients of norm 1e-9 stay below Adam's epsilon of 1e-8: hardly anything moves
+    start = init_params(D_IN, D_SAE, (0,)).W_dec
+    assert (clipped.W_dec - start).abs().max() < 0.01 < (free.W_dec - start).abs().max()
+
+
+def test_the_learning_rate_warms_up_and_decays(x):
+    history = train_saes(
+        x, recipe(steps=10, lr=1e-3, warmup_steps=4, decay_fraction=0.5, resample_every=None), log_every=1
+    ).history
+    shape = [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [row.lr for row in history] == pytest.approx([1e-3 * value for value in shape])
+
+
+def test_history_has_one_row_a_seed_and_pass_and_agrees_with_the_fit(x):
+    # A vanishing rate leaves the start as it is, so the training batch (all rows) has the fit of step 0.
+    seen = []
+    trained = train_saes(
+        x,
+        recipe(init=(7, 8), data=(0, 0), steps=3, batch_size=600, lr=1e-30, resample_every=None),
+        on_log=seen.append,
+    )
+    assert [(row.step, row.epoch, row.seed) for row in trained.history] == [
+        (step, step, seed) for step in (1, 2, 3) for seed in (7, 8)
+    ]
+    assert [row for rows in seen for row in rows] == list(trained.history)
+    for index in range(2):
+        fit, last = evaluate_fit(trained.ensemble.member(index), x), trained.history[-2 + index]
+        assert last.explained_variance == pytest.approx(fit.explained_variance, abs=1e-5)
+        assert last.l0 == pytest.approx(fit.l0, abs=1e-2)
+        assert last.mse == pytest.approx(D_IN * fit.fvu, abs=1e-4)  # inputs have mean squared norm d_in
+        assert last.loss == pytest.approx(last.mse + last.penalty)
+
+
+# --- stopping ---
+
+
+def test_stop_sees_the_start_and_ends_training(x):
+    calls = {}
+
+    def stop(step, ensemble):
+        calls[step] = ensemble
+        return step == 12
+
+    trained = train_saes(x, recipe(init=(0, 1), data=(0, 1)), stop=stop, stop_at=(0, 5, 12, 30))
+    assert list(calls) == [0, 5, 12]
+    assert trained.steps == 12
+    assert same(trained.ensemble.params, calls[12].params)
+    torch.testing.assert_close(calls[0].params.W_dec, init_params(D_IN, D_SAE, (0, 1)).W_dec)
+    assert (calls[5].params.W_dec - calls[0].params.W_dec).abs().max() > 0.01
+
+
+def test_stop_sees_the_end(x):
+    calls = {}
+    trained = train_saes(x, recipe(steps=7), stop=lambda step, e: bool(calls.update({step: e})), stop_at=(7,))
+    assert list(calls) == [7]
+    assert same(calls[7].params, trained.ensemble.params)
+    assert trained.steps == 7
+
+
+def test_looking_does_not_change_training(x):
+    looked = train_saes(x, recipe(), stop=lambda *_: False, stop_at=tuple(range(61)))
+    assert same(looked.ensemble.params, train_saes(x, recipe()).ensemble.params)
+
+
+# --- bad input ---
+
+
+def test_fewer_samples_than_a_batch_are_refused(x):
+    with pytest.raises(HusaiError, match=r"batch_size: 64 exceeds the 63 samples"):
+        train_saes(x[:63], recipe())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_input_is_refused_with_its_row(x, value):
+    broken = x.clone()
+    broken[7, 2] = broken[9, 0] = value
+    with pytest.raises(HusaiError, match=r"row 7 holds NaN or infinity \(2 such rows\)"):
+        train_saes(broken, recipe())
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4])
+def test_constant_input_is_refused(value):
+    with pytest.raises(HusaiError, match="do not vary"):
+        train_saes(torch.full((600, D_IN), value), recipe())
+
+
+@each_kind
+def test_a_diverging_loss_is_an_error_that_names_the_rate(x, kind):
+    with pytest.raises(HusaiError, match=r"not finite at step \d+; halve training.lr \(1e\+30\)"):
+        train_saes(x, recipe(kind, lr=1e30, resample_every=None))
+
+
+# --- resampling ---
+
+
+CORNERS = {
+    "topk unit": TopKConfig(d_sae=4, k=4),
+    "topk weighted": TopKConfig(d_sae=4, k=4, decoder_norm="weighted"),
+    "relu": ReLUConfig(d_sae=4),
+}
+
+
+def corner(kind: TopKConfig | ReLUConfig) -> tuple[Params, torch.optim.Adam, torch.Tensor, TopKConfig | ReLUConfig]:
+    """Two seeds over four axes. Latents 0–2 read axes 0–2 with encoder rows of norms 1, 2 and 3, and reconstruct them
+    exactly. In seed 0, latent 3 is dead: its encoder is −1 everywhere and inputs are positive. In seed 1 it reads
+    axis 3, and all are alive.
+    """
+    sizes = torch.tensor([1.0, 2.0, 3.0, 1.0])
+    W_enc, W_dec = torch.diag(sizes).repeat(2, 1, 1), torch.diag(1 / sizes).repeat(2, 1, 1)
+    W_enc[0, :, 3] = -1
+    W_dec[0, 3] = torch.tensor([1.0, 0, 0, 0])
+    params = Params(W_enc, torch.zeros(2, 4), W_dec, torch.zeros(2, 4)).map(lambda v: v.clone().requires_grad_())
+    optimiser = torch.optim.Adam(list(params), lr=1e-9)
+    sum(value.sum() for value in params).backward()  # gradient 1 everywhere fills the moments
+    optimiser.step()
+    samples = torch.tensor([[1.0, 1, 1, 0], [2, 9, 2, 0], [1, 2, 9, 0], [1, 1, 1, 0.5]])
+    return params, optimiser, samples, kind
+
+
+def resample(params, optimiser, samples, kind):
+    streams = [generator("test-resample", seed) for seed in range(2)]
+    return resample_dead(params, optimiser, samples, architecture_of(kind), kind, streams)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("topk unit", 1.0), ("topk weighted", 1.0), ("relu", 0.2)])
+def test_a_dead_latent_is_pointed_at_the_worst_reconstructed_sample(name, scale):
+    params, optimiser, samples, kind = corner(CORNERS[name])
+    assert resample(params, optimiser, samples, kind).tolist() == [[False, False, False, True], [False] * 4]
+    # only the last sample has an error (axis 3 is read by nobody), so it is chosen; live encoder rows average 2
+    direction = torch.tensor([1.0, 1, 1, 0.5]) / 3.25**0.5
+    torch.testing.assert_close(params.W_dec[0, 3].detach(), direction)
+    torch.testing.assert_close(params.W_enc[0, :, 3].detach(), direction * 2 * scale)
+    assert float(params.b_enc.detach()[0, 3]) == 0
+    codes = architecture_of(kind).encode(params, samples.repeat(2, 1, 1), kind).detach()
+    assert (codes[0, :, 3] > 0).any()
+
+
+def test_the_direction_is_taken_from_the_decoder_bias():
+    params, optimiser, samples, kind = corner(CORNERS["relu"])
+    with torch.no_grad():
+        params.b_dec[0] = torch.tensor([0.0, 0, 0, -1.5])
+    resample(params, optimiser, samples[3:], kind)
+    torch.testing.assert_close(params.W_dec[0, 3].detach(), torch.tensor([1.0, 1, 1, 2]) / 7**0.5)
+
+
+@pytest.mark.parametrize("kind", CORNERS.values(), ids=CORNERS)
+def test_resampling_leaves_every_other_latent_and_seed_alone(kind):
+    params, optimiser, samples, kind = corner(kind)
+    before = params.map(lambda value: value.detach().clone())
+    resample(params, optimiser, samples, kind)
+    for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
+        old, new = getattr(before, name), getattr(params, name).detach()
+        alive = torch.arange(3)
+        assert torch.equal(old[0].index_select(axis, alive), new[0].index_select(axis, alive)), name
+        assert torch.equal(old[1], new[1]), name
+    assert torch.equal(before.b_dec, params.b_dec)
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+def test_resampling_clears_the_moments_of_dead_latents_only(moment):
+    params, optimiser, samples, kind = corner(CORNERS["topk unit"])
+    before = [optimiser.state[value][moment].clone() for value in params]
+    assert all((value > 0).all() for value in before)
+    resample(params, optimiser, samples, kind)
+    W_enc, b_enc, W_dec, b_dec = (optimiser.state[value][moment] for value in params)
+    expected = [value.clone() for value in before]
+    expected[0][0, :, 3] = 0
+    expected[1][0, 3] = 0
+    expected[2][0, 3] = 0
+    for found, wanted in zip((W_enc, b_enc, W_dec, b_dec), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_resampling_revives_latents_in_training(x):
+    """Without AuxK, most latents of a TopK SAE that is far too wide die; resampling brings some back."""
+    kind = TopKConfig(d_sae=D_SAE, k=2, auxk_coefficient=0)
+
+    def live(every, until=1.0):
+        trained = train_saes(x, recipe(kind, steps=100, resample_every=every, resample_until=until))
+        return int((evaluate_fit(trained.ensemble.member(0), x).live).sum()), trained.ensemble.params
+
+    without, params = live(None)
+    assert live(20)[0] > 1.3 * without
+    # resampled once, at step 60, unless that is where resampling ends
+    assert live(60, until=0.6)[0] == without
+    assert same(live(60, until=0.6)[1], params)
+    assert not same(live(60, until=0.61)[1], params)
+
+
+# --- folding ---
+
+
+@each_kind
+def test_folding_leaves_reconstructions_of_raw_inputs_as_they_were(x, make_params, kind):
+    architecture = architecture_of(kind)
+    params = make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit")
+    raw = x.double().expand(2, -1, -1)
+    normaliser = Normaliser.fit(x.double())
+    codes = architecture.encode(params, normaliser(raw), kind)
+    expected = architecture.decode(params, codes, kind) / normaliser.scale + normaliser.mean
+
+    folded = finish(params, normaliser)
+    torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(2, D_SAE, dtype=torch.float64))
+    folded_codes = architecture.encode(folded, raw, kind)
+    torch.testing.assert_close(architecture.decode(folded, folded_codes, kind), expected)
+    assert torch.equal(folded_codes > 0, codes > 0)
+
+
+def test_folded_codes_are_in_units_of_raw_activations():
+    # x = (0, 0) and (6, 8): mean (3, 4), mean squared norm 25, scale √2/5. Latent 0 reads axis 0 of the scaled input
+    # through a decoder row of norm 2: 3·√2/5 with that row is 6·√2/5 in scaled units, and 6 in raw ones.
+    normaliser = Normaliser.fit(torch.tensor([[0.0, 0.0], [6.0, 8.0]]))
+    params = Params(
+        torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 1), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[0.0, 0.0]])
+    )
+    folded = finish(params, normaliser)
+    assert folded.W_dec.tolist() == [[[1.0, 0.0]]]
+    torch.testing.assert_close(folded.b_dec, torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(pre_activations(folded, torch.tensor([[[6.0, 8.0]]])), torch.tensor([[[6.0]]]))
+
+
+def test_normalised_activations_are_centred_with_mean_squared_norm_d(x):
+    scaled = Normaliser.fit(x)(x)
+    assert float(scaled.mean(0).abs().max()) < 1e-5
+    assert float(scaled.pow(2).sum(1).mean()) == pytest.approx(D_IN, rel=1e-5)
+
+
+# --- a planted dictionary is found, noise has none ---
+
+RECOVERY = SAEConfig(
+    sae=TopKConfig(d_sae=64, k=3, auxk_coefficient=1, k_aux=16, dead_steps=20),
+    training=SAETrainingConfig(steps=1500, batch_size=1024, lr=3e-3, warmup_steps=100, decay_fraction=0.3),
+    init_seeds=(0, 1),
+    data_seeds=(0, 1),
+)
+
+
+def live_atoms(trained, x) -> list[torch.Tensor]:
+    members = [trained.ensemble.member(index) for index in range(2)]
+    return [member.atoms[evaluate_fit(member, x).live] for member in members]
+
+
+def test_a_planted_dictionary_is_recovered_by_every_seed(planted):
+    first, second = live_atoms(train_saes(planted.x, RECOVERY), planted.x)
+    for atoms in (first, second):
+        assert pwmcc(planted.atoms, atoms) >= 0.97
+        assert pwmcc(planted.atoms, F.normalize(planted.noise[:64], dim=-1)) < 0.5  # chance
+    assert pwmcc(first, second) > 0.9
+
+
+def test_seeds_trained_on_noise_agree_no_better_than_chance(planted):
+    first, second = live_atoms(train_saes(planted.noise, RECOVERY), planted.noise)
+    chance = null_matrices(sampler("data", planted.noise), (len(first), len(second)), pwmcc, draws=10, purpose="test")[
+        :, 0, 1
+    ]
+    assert pwmcc(first, second) < 0.5
+    assert abs(pwmcc(first, second) - chance.mean()) < 0.1

@@ -1,0 +1,184 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from husai.resources import reference_dir
+
+HUSAI = [sys.executable, "-m", "husai.cli"]
+TINY = ["task.p=11", "transformer.d_model=16", "transformer.n_heads=2", "transformer.d_mlp=32", "training.steps=20"]
+
+
+def husai(*arguments, cwd, timeout=300):
+    return subprocess.run([*HUSAI, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def sentence(done, code=2):
+    """The one line a failing command prints; no traceback."""
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+def test_help_and_version(tmp_path):
+    assert "smoke" in husai("--help", cwd=tmp_path).stdout
+    assert husai("--version", cwd=tmp_path).stdout.startswith("husai ")
+
+
+def test_verify_passes_a_reference_from_any_folder_and_prints_json(tmp_path):
+    done = husai("model", "verify", "add-p59-0", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    wanted = "accuracy key_frequencies key_share fve base_loss restricted_loss excluded_loss neuron_purity variant"
+    assert {*wanted.split(), "passed", "failed_conditions"} <= set(report)
+    assert report["passed"]
+    assert report["failed_conditions"] == []
+
+
+def test_verify_exits_1_when_the_gate_fails_and_names_the_condition(tmp_path):
+    from husai.config import TransformerConfig
+    from husai.seeding import generator
+    from husai.transformer.model import Transformer, init_params
+    from husai.transformer.weights import save_weights
+
+    params = init_params(TransformerConfig(), 13, generator=generator("test", 0))
+    save_weights(Transformer(params, "abe", 13), tmp_path / "random.safetensors")
+    done = husai("model", "verify", "random.safetensors", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "FAILED  accuracy" in done.stdout
+    assert "misses by" in done.stdout
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
+    assert "no such file" in sentence(husai("model", "verify", "nowhere.safetensors", cwd=tmp_path))
+    torch.save({"embed.W_E": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pt")
+    assert "would run code" in sentence(husai("model", "verify", "bomb.pt", cwd=tmp_path))
+    assert not (tmp_path / "boom").exists()
+    whole = (reference_dir() / "add-p59-0" / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in sentence(husai("model", "verify", "cut.safetensors", cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model", "train", "task.p=12"], "p: 12 is not allowed"),
+        (["model", "train", "task.p=3"], "p: 3 is not allowed"),
+        (["model", "train", "task.op=pow"], "op: 'pow' is unknown"),
+        (["model", "train", "training.stepz=5"], "unknown key 'training.stepz'"),
+        (["model", "train", "--config", "nonsense"], "no shipped config of that name"),
+        (["activations", "extract", "add-p59-0", "--hook", "resid_pots"], "hook: 'resid_pots' does not exist"),
+        (["activations", "extract", "add-p59-0", "--layer", "7"], "layer: 7 does not exist"),
+        (["sae", "train", "add-p59-0", "sae.k=2000", "sae.d_sae=64"], "k 2000 exceeds d_sae 64"),
+        (["sae", "train", "add-p59-0", "sae.architecture=magic"], "sae"),
+        (["sae", "train", "add-p59-0", "--device", "cuda:99"], "--device cuda:99: not available"),
+        (["sweep", "nonsense"], "no shipped config of that name"),
+        (["report", "nowhere"], "is not a suite's results folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_exit_code_2(arguments, message, tmp_path):
+    done = husai(*arguments, cwd=tmp_path)
+    assert message in sentence(done)
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "nothing half-written remains"
+
+
+def test_training_writes_a_run_folder_that_other_commands_take(tmp_path):
+    done = husai(
+        "model", "train", *TINY, "training.checkpoint_epochs=10", "--attempts", 2, "--out", "run", cwd=tmp_path
+    )
+    assert done.returncode == 1, "a model trained for 20 steps passes no gate"
+    assert "no attempt of 2 passed" in done.stderr
+    assert done.stdout.count("the gate failed: accuracy") == 2
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {
+        "transformer_best.safetensors",
+        "transformer_final.safetensors",
+        "transformer_epoch_10.safetensors",
+    } <= files
+    assert {"config.yaml", "gate.json", "metrics.json", "history.csv", "provenance.json", "DONE"} <= files
+    again = husai("model", "train", *TINY, "--out", "run", cwd=tmp_path)
+    assert "already holds a finished run" in sentence(again)
+    stopped = husai("sae", "train", "run", "sae.d_sae=16", "sae.k=2", cwd=tmp_path)
+    assert "is not ground truth: accuracy" in sentence(stopped, code=1)
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = husai("model", "train", *TINY, "--out", "file/run", cwd=tmp_path)
+    assert "file/run: cannot be written" in sentence(done)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    script = (
+        "import errno, husai.workflow as w\n"
+        "def full(model, path): open(path, 'wb').write(b'x'); raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "w.save_weights = full\n"
+        "from husai.cli import main\n"
+        f"main(['model', 'train', '--attempts', '1', '--out', 'run', *{TINY!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert "run: cannot be written (No space left on device)" in sentence(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_is_a_sentence_and_leaves_nothing(number, code, tmp_path):
+    arguments = ["model", "train", *TINY[:-1], "training.steps=1000000", "training.log_every=1", "--out", "run"]
+    process = subprocess.Popen(
+        [*HUSAI, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert "half-written" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extract_writes_the_grid_with_its_labels(tmp_path):
+    from safetensors.torch import load_file
+
+    done = husai(
+        "activations", "extract", "add-p59-0", "--hook", "mlp_out", "--out", "acts.safetensors", "--json", cwd=tmp_path
+    )
+    described = json.loads(done.stdout)
+    stored = load_file(tmp_path / "acts.safetensors")
+    assert described["hook"] == "blocks.0.hook_mlp_out"
+    assert stored["x"].shape == (59 * 59, 128)
+    assert torch.equal(stored["label"], (stored["a"] + stored["b"]) % 59)
+    assert sum(s["share"] for s in described["subspaces"]) > 0.9
+
+
+def test_reference_models_are_listed(tmp_path):
+    rows = json.loads(husai("model", "list", "--json", cwd=tmp_path).stdout)
+    assert {"add-p113-0", "add-p113-1", "add-p113-2", "mul-p113-0", "add-p59-0"} <= {row["name"] for row in rows}
+
+
+def test_sae_train_writes_folders_that_saelens_layout_has(tmp_path):
+    small = ["sae.d_sae=64", "sae.k=4", "sae.k_aux=4", "training.steps=30", "training.batch_size=256"]
+    done = husai("sae", "train", "add-p59-0", *small, "--seeds", 3, "--out", "saes", "--json", cwd=tmp_path)
+    metrics = json.loads(done.stdout)
+    assert metrics["l0"] == pytest.approx(4, abs=0.1)
+    assert "pwmcc_ambient" in metrics
+    for seed in range(3):
+        assert (tmp_path / "saes" / f"seed-{seed}-{seed}" / "cfg.json").is_file()
+    shutil.rmtree(tmp_path / "saes")

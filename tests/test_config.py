@@ -1,0 +1,194 @@
+import pytest
+from pydantic import ValidationError
+
+from husai.config import (
+    ModelConfig,
+    ReLUConfig,
+    SAEConfig,
+    SuiteConfig,
+    TopKConfig,
+    TransformerConfig,
+    content_hash,
+    override,
+    read_yaml,
+)
+from husai.errors import HusaiError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def at(text: str | bytes):
+        path = tmp_path / "some.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return at
+
+
+def test_defaults_are_the_default_recipe_of_addition():
+    config = ModelConfig()
+    assert (config.task.op, config.task.p, config.transformer.layout) == ("add", 113, "abe")
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        ModelConfig().task.p = 7
+
+
+@pytest.mark.parametrize("text", ["task: {op: add, modulus: 7}", "task: {modulus: 7}"])
+def test_unknown_key_is_named_with_its_file(write, text):
+    path = write(text)
+    with pytest.raises(HusaiError) as caught:
+        ModelConfig.load(path)
+    assert str(caught.value) == f"{path}: unknown key 'task.modulus'"
+
+
+def test_further_problems_are_counted():
+    with pytest.raises(HusaiError, match=r"unknown key 'x' \(and 1 more\)"):
+        ModelConfig.parse({"x": 1, "y": 2})
+
+
+def test_missing_key_is_named():
+    with pytest.raises(HusaiError, match="suite: key 'hooks' is missing"):
+        SuiteConfig.parse({"name": "s", "entries": [{"sae": {"architecture": "topk"}}]}, "suite")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"training": {"steps": 0}}, "'training.steps': input should be greater than or equal to 1, got 0"),
+        ({"training": {"steps": "many"}}, "'training.steps': input should be a valid integer"),
+        ({"training": {"frac_train": 1.0}}, "'training.frac_train': input should be less than 1, got 1.0"),
+        ({"training": {"lr": float("nan")}}, "'training.lr'"),
+        ({"transformer": {"layout": "gpt"}}, "'transformer.layout': input should be 'abe' or 'husai', got 'gpt'"),
+    ],
+)
+def test_bad_value_is_named_with_what_is_allowed(data, message):
+    with pytest.raises(HusaiError) as caught:
+        ModelConfig.parse(data)
+    assert message in str(caught.value)
+
+
+def test_heads_must_divide_the_width():
+    assert TransformerConfig.parse({"d_model": 12, "n_heads": 3}).n_heads == 3
+    with pytest.raises(HusaiError, match="n_heads 3 does not divide d_model 128"):
+        TransformerConfig.parse({"n_heads": 3})
+
+
+def test_k_above_d_sae_names_both():
+    assert TopKConfig.parse({"k": 16, "d_sae": 16}).k == 16
+    with pytest.raises(HusaiError, match="k 17 exceeds d_sae 16"):
+        SAEConfig.parse({"sae": {"architecture": "topk", "k": 17, "d_sae": 16}})
+
+
+def test_architecture_picks_the_config():
+    assert isinstance(SAEConfig.parse({"sae": {"architecture": "relu"}}).sae, ReLUConfig)
+    with pytest.raises(HusaiError, match=r"unknown key 'sae\.relu\.k'"):
+        SAEConfig.parse({"sae": {"architecture": "relu", "k": 8}})
+    with pytest.raises(HusaiError, match="'topk', 'relu'"):
+        SAEConfig.parse({"sae": {"architecture": "vq"}})
+
+
+def test_seed_lists_must_pair():
+    with pytest.raises(HusaiError, match="init_seeds and data_seeds must be lists of equal length"):
+        SAEConfig.parse({"sae": {"architecture": "relu"}, "init_seeds": [0, 1], "data_seeds": [0]})
+
+
+def test_override_sets_dotted_keys_as_yaml_values(write):
+    path = write("task: {op: add, p: 59}")
+    config = ModelConfig.load(path, ["task.p=7", "training.batch_size=null", "training.lr=1.0e-3", "task.op=mul"])
+    assert (config.task.p, config.task.op, config.training.batch_size, config.training.lr) == (7, "mul", None, 1e-3)
+
+
+def test_override_leaves_its_argument_alone():
+    data = {"task": {"p": 59}}
+    assert override(data, ["task.p=7", "training.steps=3"]) == {"task": {"p": 7}, "training": {"steps": 3}}
+    assert data == {"task": {"p": 59}}
+
+
+def test_value_may_hold_an_equals_sign():
+    assert override({}, ["name=a=b"]) == {"name": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("steps", "override 'steps': must have the form key=value"),
+        ("=3", "override '=3': must have the form key=value"),
+        ("task.p.q=3", "override 'task.p.q=3': 'p' is not a group of keys"),
+        ("task.p=[1", r"override 'task.p=\[1': the value is not valid YAML"),
+    ],
+)
+def test_bad_override_is_quoted(item, message):
+    with pytest.raises(HusaiError, match=message):
+        override({"task": {"p": 59}}, [item])
+
+
+def test_override_of_an_unknown_key_is_refused(write):
+    with pytest.raises(HusaiError, match=r"unknown key 'training\.stepps'"):
+        ModelConfig.load(write("task: {p: 59}"), ["training.stepps=3"])
+
+
+def test_hash_does_not_depend_on_the_order_of_keys():
+    assert content_hash({"a": 1, "b": {"c": 2, "d": 3}}) == content_hash({"b": {"d": 3, "c": 2}, "a": 1})
+    first = ModelConfig.parse({"task": {"p": 7, "op": "mul"}, "training": {"lr": 1}})
+    again = ModelConfig.parse({"training": {"lr": 1.0}, "task": {"op": "mul", "p": 7}})
+    assert content_hash(first) == content_hash(again)
+
+
+def test_hash_is_twelve_hex_digits():
+    assert len(content_hash(ModelConfig())) == 12
+    int(content_hash(ModelConfig()), 16)
+
+
+@pytest.mark.parametrize("item", ["task.p=7", "task.op=sub", "training.init_seed=1", "training.batch_size=null"])
+def test_hash_changes_with_every_value(item):
+    assert content_hash(ModelConfig.parse(override({}, [item]))) != content_hash(ModelConfig())
+
+
+def test_hash_tells_its_parts_apart():
+    assert content_hash("ab", "c") != content_hash("a", "bc")
+    assert content_hash(ModelConfig(), 1) != content_hash(ModelConfig(), 2)
+
+
+def test_yaml_round_trip(write):
+    config = ModelConfig.parse({"task": {"op": "mul", "p": 59}, "training": {"batch_size": None, "lr": 1e-05}})
+    again = ModelConfig.load(write(config.to_yaml()))
+    assert again == config
+    assert content_hash(again) == content_hash(config)
+
+
+def test_with_seed_sets_all_three_seeds_and_nothing_else():
+    config = ModelConfig.parse({"training": {"steps": 7}})
+    seeded = config.with_seed(5)
+    changed = {k: v for k, v in seeded.training.model_dump().items() if v != config.training.model_dump()[k]}
+    assert changed == {"init_seed": 5, "split_seed": 5, "batch_seed": 5}
+    assert seeded.task == config.task
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(HusaiError, match=r"absent\.yaml: no such file"):
+        ModelConfig.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("task: {op: add", "is not valid YAML"),
+        ("- task\n- training\n", "must hold a mapping of keys to values"),
+        ("just words", "must hold a mapping of keys to values"),
+        ("", "must hold a mapping of keys to values"),
+        (b"task: \xff\xfe", "cannot be read"),
+    ],
+)
+def test_unreadable_file_says_why(write, content, message):
+    path = write(content)
+    with pytest.raises(HusaiError) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(HusaiError, match="cannot be read"):
+        read_yaml(tmp_path)

@@ -1,0 +1,350 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from husai.activations import Activations
+from husai.analysis.fit import evaluate_fit
+from husai.analysis.matching import cosines, match, max_cosine, pwmcc
+from husai.analysis.nulls import DRAWN_NULLS
+from husai.analysis.recovery import fourier_overlap
+from husai.analysis.stats import pair_interval
+from husai.config import AnalysisConfig, ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.errors import HusaiError
+from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
+from husai.sae.base import Params, SAEEnsemble, select
+from husai.sae.train import train_saes
+from husai.seeding import generator
+from husai.tasks import Task
+
+P, D, D_SAE, SEEDS = 23, 16, 24, 3
+FIT = {"explained_variance", "fvu", "l0", "dead", "n_live", "purity", "frequency_purity"}
+RECOVERY = {"fourier_overlap", "decoder_overlap"}
+STABILITY = {"pwmcc", "max_cosine"}
+VARIANTS = {"pwmcc_energy_weighted", "pwmcc_frequent"}  # without nulls of their own
+SYMMETRY = {"shifted", "self_shift", "aligned", "shift_support"}
+NULLS = {*DRAWN_NULLS, "untrained"}
+ANALYSIS = AnalysisConfig(null_draws=20, curve_null_draws=3, aligned_null_draws=4)
+
+
+@pytest.fixture(scope="module")
+def activations() -> Activations:
+    """Two planted circles of c = a + b, and a little noise."""
+    task = Task("add", P)
+    angle = 2 * math.pi * task.labels.double() / P
+    waves = torch.stack([(2 * angle).cos(), (2 * angle).sin(), (5 * angle).cos(), (5 * angle).sin()], 1)
+    g = generator("test-measure")
+    planes = torch.linalg.qr(torch.randn(D, 4, generator=g, dtype=torch.float64)).Q
+    x = waves @ planes.T + 0.02 * torch.randn(P * P, D, generator=g)
+    return Activations(x.float(), task, "blocks.0.hook_resid_post", "planted", True)
+
+
+@pytest.fixture(scope="module")
+def ensembles(activations) -> dict[int, SAEEnsemble]:
+    """Three seeds at step 0 and at the end. Latent 0 of the last seed is silenced in both."""
+    config = SAEConfig(
+        sae=TopKConfig(d_sae=D_SAE, k=2, dead_steps=20),
+        training=SAETrainingConfig(steps=150, batch_size=256, lr=1e-2, warmup_steps=10),
+        init_seeds=(0, 1, 2),
+        data_seeds=(5, 6, 7),
+    )
+    found = {}
+    trained = train_saes(activations.x, config, stop=lambda s, e: bool(found.update({s: e})), stop_at=(0,))
+    for step, ensemble in ((0, found[0]), (150, trained.ensemble)):
+        b_enc = ensemble.params.b_enc.clone()
+        b_enc[2, 0] = -1e6
+        found[step] = replace(ensemble, params=ensemble.params._replace(b_enc=b_enc))
+    return found
+
+
+@pytest.fixture(scope="module")
+def hook(activations) -> Hook:
+    return Hook.of(activations)
+
+
+@pytest.fixture(scope="module")
+def members(ensembles, activations) -> dict[int, Members]:
+    return {step: Members.of(ensemble, activations) for step, ensemble in ensembles.items()}
+
+
+@pytest.fixture(scope="module")
+def untrained(members, hook):
+    return measure(members[0], hook, ANALYSIS, final=False)
+
+
+@pytest.fixture(scope="module")
+def final(members, hook, untrained):
+    return measure(members[150], hook, ANALYSIS, final=True, untrained=untrained)
+
+
+def overall(measurement) -> dict[tuple[str, str], object]:
+    return {(row.metric, row.null): row for row in measurement.rows if row.seed is None}
+
+
+def test_every_metric_stands_beside_its_nulls(final):
+    rows = overall(final)
+    expected = {(metric, "") for metric in FIT | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}}
+    expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
+    expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
+    expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {("aligned", "data_points")}
+    assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
+    assert all(math.isfinite(row.value) for row in final.rows)
+
+
+def test_no_number_is_said_twice(final):
+    keys = [(row.metric, row.null, row.seed, row.seed_b) for row in final.rows]
+    assert len(keys) == len(set(keys))
+
+
+def test_seeds_and_pairs_have_rows_of_their_own(final):
+    for metric in FIT | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
+        assert [r.seed for r in final.rows if r.metric == metric and r.seed is not None] == [0, 1, 2]
+    for metric in STABILITY | VARIANTS | {"shifted", "aligned"}:
+        pairs = [(r.seed, r.seed_b) for r in final.rows if r.metric == metric and r.seed is not None]
+        assert pairs == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_the_numbers_are_those_of_the_definitions(final, members, ensembles, hook, activations):
+    fits = [evaluate_fit(ensembles[150].member(i), activations.x) for i in range(SEEDS)]
+    atoms = [ensembles[150].member(i).atoms[fit.live] for i, fit in enumerate(fits)]
+    of_seed = {(r.metric, r.seed): r.value for r in final.rows if not r.null and r.seed_b is None}
+    of_pair = {(r.metric, r.seed, r.seed_b): r.value for r in final.rows if not r.null}
+    for i in range(SEEDS):
+        assert of_seed["explained_variance", i] == pytest.approx(fits[i].explained_variance)
+        assert of_seed["n_live", i] == len(atoms[i])
+        assert of_seed["fourier_overlap", i] == pytest.approx(
+            fourier_overlap(atoms[i], hook.truth, fits[i].energy[fits[i].live])
+        )
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert of_pair["pwmcc", i, j] == pytest.approx(pwmcc(atoms[i], atoms[j]))
+        assert of_pair["max_cosine", i, j] == pytest.approx(max_cosine(atoms[i], atoms[j]))
+    assert of_seed["explained_variance", None] > 0.9  # the ensemble did learn
+
+
+def test_matrices_are_symmetric_with_unit_diagonal(final):
+    assert set(final.matrices) == STABILITY | VARIANTS | {"shifted", "aligned"}
+    for matrix in final.matrices.values():
+        assert matrix.shape == (SEEDS, SEEDS)
+        assert np.array_equal(matrix, matrix.T)
+        assert np.array_equal(np.diag(matrix), np.ones(SEEDS))
+
+
+def test_overall_values_are_jackknifed_over_seeds(final):
+    for metric in STABILITY:
+        assert final.value(metric) == pytest.approx(pair_interval(final.matrices[metric]))
+
+
+def test_untrained_rows_are_step_zero(final, untrained):
+    for metric in STABILITY | RECOVERY:
+        assert final.value(metric, "untrained") == untrained.value(metric)
+    assert final.value("pwmcc") != final.value("pwmcc", "untrained")
+
+
+def test_step_zero_has_no_untrained_null(untrained):
+    assert "untrained" not in {row.null for row in untrained.rows}
+
+
+def test_adjusted_rows_name_their_null_and_are_taken_pair_by_pair(final, untrained):
+    rows = {r.null: r for r in final.rows if r.metric == "pwmcc_adjusted"}
+    assert "" not in rows
+    assert {"ambient", "untrained"} <= set(rows) <= NULLS
+    upper, matrix = np.triu_indices(SEEDS, 1), final.matrices["pwmcc"]
+    nulls = {null: score.pairs for null, score in final.nulls.items()} | {"untrained": untrained.matrices["pwmcc"]}
+    for null, row in rows.items():
+        by_pair = (matrix[upper] - nulls[null][upper]) / (1 - nulls[null][upper])
+        assert row.value == pytest.approx(by_pair.mean())
+    for null, pairs in nulls.items():
+        row = next(r for r in final.rows if r.metric == "pwmcc_difference" and r.null == null)
+        assert row.value == pytest.approx((matrix[upper] - pairs[upper]).mean())
+        assert null in rows or pairs[upper].max() > 0.9
+
+
+def test_nulls_stand_where_they_should(final):
+    for null in ("data", "data_points"):
+        assert final.value("pwmcc", null).low > final.value("pwmcc", "ambient").high
+    assert final.value("fourier_overlap", "ambient").mean == pytest.approx(4 / D, abs=0.1)
+    assert final.value("fourier_overlap", "data_points").mean > 0.95
+
+
+def test_p_values_are_those_of_the_draws(final):
+    for null in DRAWN_NULLS:
+        draws, score = final.nulls[null].draws, final.value("pwmcc").mean
+        assert len(draws) == 20
+        assert final.value("pwmcc_p", null).mean == pytest.approx((1 + (draws >= score).sum()) / 21)
+
+
+def test_the_curve_uses_fewer_draws(untrained):
+    assert len(untrained.nulls["data"].draws) == 3
+    assert overall(untrained)["aligned", "data_points"].n == 1
+
+
+def test_measuring_twice_gives_the_same_rows(final, members, hook, untrained):
+    again = measure(members[150], hook, ANALYSIS, final=True, untrained=untrained)
+    assert again.rows == final.rows
+
+
+def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activations):
+    order = torch.randperm(P * P, generator=generator("test-shuffle"))
+    shuffled = replace(activations, x=activations.x[order])
+    hook = Hook.of(shuffled)
+    assert hook.truth is None
+    assert hook.shifts is None
+    result = measure(Members.of(ensembles[150], shuffled), hook, ANALYSIS, final=False)
+    metrics = {row.metric for row in result.rows}
+    assert metrics >= FIT | STABILITY
+    assert not metrics & (RECOVERY | SYMMETRY)
+
+
+def test_one_seed_has_no_stability(ensembles, activations, hook):
+    alone = select(ensembles[150], 1)
+    result = measure(Members.of(alone, activations), hook, ANALYSIS, final=False)
+    metrics = {row.metric for row in result.rows}
+    assert metrics >= FIT | RECOVERY
+    assert not metrics & (STABILITY | SYMMETRY)
+
+
+def test_a_seed_without_live_atoms_is_an_error(ensembles, activations, hook):
+    b_enc = ensembles[150].params.b_enc.clone()
+    b_enc[1] = -1e6
+    silent = replace(ensembles[150], params=ensembles[150].params._replace(b_enc=b_enc))
+    with pytest.raises(HusaiError, match="without live atoms"):
+        measure(Members.of(silent, activations), hook, ANALYSIS, final=False)
+
+
+def test_the_verdict_names_rungs_by_their_own_levels(final):
+    sentence = verdict(final)
+    score = final.value("pwmcc")
+    assert sentence.startswith(f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] exceeds")
+    assert all(null in sentence for null in NULLS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shifts"),
+    [((1, 6, 99), [1, 2, 3, 4, 5]), ((0, 5, 3), [0, 2, 4]), ((1, 113, 4), [1, 38, 75, 112]), ((0, 7, 1), [0])],
+)
+def test_spaced_shifts(arguments, shifts):
+    assert spaced(*arguments) == shifts
+
+
+# --- atoms ---
+
+
+@pytest.fixture(scope="module")
+def table(members, ensembles, hook):
+    return atom_table(members[150], ensembles[150], hook)
+
+
+def test_every_atom_of_every_seed_has_a_row(table):
+    assert len(table) == SEEDS * D_SAE
+    seeds = table[["init_seed", "data_seed"]].drop_duplicates().to_numpy().tolist()
+    assert seeds == [[0, 5], [1, 6], [2, 7]]
+    assert not table.duplicated(["init_seed", "atom"]).any()
+
+
+def test_dead_atoms_have_no_match_and_no_label(table, members):
+    dead = table[~table.live]
+    assert ((dead.init_seed == 2) & (dead.atom == 0)).any()
+    assert (dead.label == "dead").all()
+    assert dead[["match_mean", "match_max", "decoder_overlap"]].isna().all(axis=None)
+    assert (dead.subspace == "").all()
+    assert (dead.firing_rate == 0).all()
+    assert table.live.sum() == sum(members[150].n_live)
+
+
+def test_matches_are_the_cosines_of_the_one_to_one_partners(table, members):
+    own, *others = members[150].atoms
+    partner = np.full((2, len(own)), np.nan)
+    for row, other in zip(partner, others, strict=True):
+        matching = match(cosines(own, other))
+        row[matching.rows] = matching.cosines
+    live = table[(table.init_seed == 0) & table.live]
+    both = ~np.isnan(partner).any(0)
+    assert both.any()
+    assert live.match_mean.to_numpy()[both] == pytest.approx(partner.mean(0)[both])
+    assert live.match_max.to_numpy()[both] == pytest.approx(partner.max(0)[both])
+    assert (np.isnan(live.match_mean.to_numpy()) == np.isnan(partner).all(0)).all()
+
+
+def test_live_atoms_name_their_subspace(table):
+    live = table[table.live]
+    assert set(live.subspace) == {"sum k=2", "sum k=5"}
+    assert live.decoder_overlap.between(0.4, 1 + 1e-6).all()
+
+
+# --- a dictionary known by hand: both ends of every axis of the two planes ---
+
+
+@pytest.fixture(scope="module")
+def axes() -> tuple[Hook, SAEEnsemble]:
+    """Codes are the ReLUs of ± cos and ± sin. The second seed has its last two atoms turned by 60°, and one atom dead."""
+    task = Task("add", P)
+    angle = 2 * math.pi * task.labels.double() / P
+    x = torch.stack([(2 * angle).cos(), (2 * angle).sin(), (5 * angle).cos(), (5 * angle).sin()], 1).float()
+    rows = torch.cat([torch.eye(4), -torch.eye(4)])[[0, 4, 1, 5, 2, 6, 3, 7]]
+    turned = rows.clone()
+    turned[6, 2:], turned[7, 2:] = torch.tensor([[3**0.5 / 2, 0.5], [-(3**0.5) / 2, -0.5]])
+    W_dec = torch.stack([rows, turned])
+    b_enc = torch.zeros(2, 8)
+    b_enc[1, 0] = -10
+    params = Params(W_dec.mT.contiguous(), b_enc, W_dec, torch.zeros(2, 4))
+    return Hook.of(Activations(x, task, "hook", "planted")), SAEEnsemble(params, ReLUConfig(d_sae=8), (0, 1), (0, 1))
+
+
+def test_measured_by_hand(axes):
+    hook, ensemble = axes
+    members = Members.of(ensemble, hook.activations)
+    result = measure(members, hook, ANALYSIS, final=True)
+    first = {row.metric: row.value for row in result.rows if row.seed == 0 and row.seed_b is None and not row.null}
+    assert first["explained_variance"] == pytest.approx(1)
+    assert first["l0"] == pytest.approx(4, abs=0.2)  # one end of each axis, but where c = 0 makes the sines vanish
+    assert first["fourier_overlap"] == pytest.approx(1)
+    assert first["decoder_overlap"] == pytest.approx(1)
+    assert first["shift_support"] == pytest.approx(1)
+    assert first["purity"] == pytest.approx(0.841, abs=0.01)  # of a half-wave: 1/8 of 1/4 − 1/π²
+    # 7 pairs: five equal ones, and two at 60°; that the turned atoms are nearer to ± cos does not help, as these are taken
+    assert result.value("pwmcc").mean == pytest.approx((5 + 2 * 0.5) / 7)
+    assert np.isnan(result.value("pwmcc").low)
+
+
+def test_atoms_by_hand(axes):
+    hook, ensemble = axes
+    table = atom_table(Members.of(ensemble, hook.activations), ensemble, hook)
+    first = table[table.init_seed == 0]
+    assert first.label.tolist() == ["sum"] * 8
+    assert first.k.tolist() == [2] * 4 + [5] * 4
+    assert first.subspace.tolist() == ["sum k=2"] * 4 + ["sum k=5"] * 4
+    assert first.decoder_overlap.to_numpy() == pytest.approx(np.ones(8))
+    quarter = math.pi / 2
+    # exact but for harmonics: on 23 points a half-wave's 22nd is seen as its first
+    assert np.abs(first.phase.to_numpy()) == pytest.approx([0, 2 * quarter, quarter, quarter] * 2, abs=0.01)
+    assert np.sign(first.phase.to_numpy()[[2, 3]]).tolist() == [1, -1]
+    # the first atom's twin is dead, so it is left without a partner
+    assert np.isnan(first.match_mean.to_numpy()).tolist() == [True] + [False] * 7
+    assert first.match_max.to_numpy()[1:] == pytest.approx([1, 1, 1, 1, 1, 0.5, 0.5])
+    second = table[table.init_seed == 1]
+    assert second.live.tolist() == [False] + [True] * 7
+    assert second.label.tolist() == ["dead"] + ["sum"] * 7
+
+
+def test_rare_atoms_count_less_by_hand():
+    """Two common atoms that agree, and one that fires on a single of 37² inputs, below 0.1%, and does not."""
+    task = Task("add", 37)
+    angle = 2 * math.pi * task.labels.double() / 37
+    x = torch.zeros(37 * 37, 4)
+    x[:, 0], x[:, 1] = angle.cos(), angle.sin()
+    x[100, 2], x[200, 3] = 20, 20
+    W_dec = torch.eye(4)[torch.tensor([[0, 1, 2], [0, 1, 3]])]
+    params = Params(W_dec.mT.contiguous(), torch.zeros(2, 3), W_dec, torch.zeros(2, 4))
+    hook = Hook.of(Activations(x, task, "hook", "planted"))
+    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook.activations)
+    result = measure(members, hook, ANALYSIS, final=False)
+    assert result.value("n_live").mean == 3
+    assert result.value("n_frequent").mean == 2
+    assert result.value("pwmcc").mean == pytest.approx(2 / 3)
+    assert result.value("pwmcc_frequent").mean == pytest.approx(1)
+    common = float(x[:, :2].relu().pow(2).sum())
+    assert result.value("pwmcc_energy_weighted").mean == pytest.approx(common / (common + 400))

@@ -1,0 +1,376 @@
+import csv
+import errno
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import husai.workflow
+from husai.config import ModelConfig
+from husai.errors import HusaiError
+from husai.resources import find_config, reference_dir, reference_names
+from husai.runs import DONE, GateFailed, check_gate, finished, load_model, provenance, whole_folder, write_atomic
+from husai.tasks import Task
+from husai.transformer.train import train_transformer
+from husai.transformer.weights import save_weights, weights_hash
+from husai.truth.circuit import verify
+from husai.workflow import train_model
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- whole_folder
+
+
+def test_a_folder_appears_whole_and_done(tmp_path):
+    place = tmp_path / "deep" / "run"
+    with whole_folder(place) as folder:
+        (folder / "metrics.json").write_text("{}")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("x")
+        assert not place.exists()
+        assert not (folder / DONE).exists()
+        assert folder.parent == place.parent  # one file system, so that the rename is atomic
+    assert finished(place)
+    assert listing(place) == ["DONE", "metrics.json", "sub"]
+    assert (place / "sub" / "x").read_text() == "x"
+    assert listing(tmp_path / "deep") == ["run"]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), HusaiError("bad input")])
+def test_a_failure_leaves_nothing_and_passes_on(tmp_path, error):
+    def fill():
+        with whole_folder(tmp_path / "some" / "where" / "run") as folder:
+            (folder / "half").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fill()
+    assert caught.value is error
+    assert listing(tmp_path) == []
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
+    place = tmp_path / "run"
+
+    def fill():
+        with whole_folder(place) as folder:
+            (folder / "half").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(HusaiError) as caught:
+        fill()
+    assert str(caught.value) == f"{place}: cannot be written (No space left on device)"
+    assert listing(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_weights_are_saved(tmp_path, fresh, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("husai.transformer.weights.save_file", full)
+
+    def fill():
+        with whole_folder(tmp_path / "run") as folder:
+            save_weights(fresh(), folder / "model.safetensors")
+
+    with pytest.raises(HusaiError, match="No space left on device"):
+        fill()
+    assert listing(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(HusaiError, match=r"file/run: cannot be written"), whole_folder(tmp_path / "file" / "run"):
+        pytest.fail("must not be entered")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    place = tmp_path / "run"
+    with whole_folder(place) as folder:
+        (folder / "first").write_text("1")
+    with pytest.raises(HusaiError, match="run: already holds a finished run; choose another"), whole_folder(place):
+        pytest.fail("must not be entered")
+    assert listing(place) == ["DONE", "first"]
+
+
+@pytest.mark.parametrize("kind", ["folder with a file", "file"])
+def test_foreign_files_are_not_overwritten(tmp_path, kind):
+    place = tmp_path / "run"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "thesis.tex").write_text("mine")
+    with pytest.raises(HusaiError, match="run: exists and is not an empty folder"), whole_folder(place):
+        pytest.fail("must not be entered")
+    assert (place if kind == "file" else place / "thesis.tex").read_text() == "mine"
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    (tmp_path / "run").mkdir()
+    with whole_folder(tmp_path / "run"):
+        pass
+    assert finished(tmp_path / "run")
+
+
+def test_replacing_keeps_the_old_run_until_the_new_one_is_whole(tmp_path):
+    place = tmp_path / "run"
+    with whole_folder(place) as folder:
+        (folder / "old").write_text("1")
+
+    def fail():
+        with whole_folder(place, replace_existing=True):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert listing(place) == ["DONE", "old"]
+    with whole_folder(place, replace_existing=True) as folder:
+        (folder / "new").write_text("2")
+    assert listing(place) == ["DONE", "new"]
+
+
+def test_write_atomic_replaces_whole_files(tmp_path):
+    path = tmp_path / "new" / "state.json"
+    write_atomic(path, "one")
+    write_atomic(path, "two")
+    assert path.read_text() == "two"
+    assert listing(path.parent) == ["state.json"]
+    with pytest.raises(HusaiError, match=r"x: cannot be written"):
+        write_atomic(path / "x", "three")
+
+
+def test_provenance_names_what_a_number_rests_on():
+    record = provenance(wall_seconds=1.5)
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"python", "husai", "numpy", "sae-lens", "transformer-lens"} <= set(record["versions"])
+    assert record["hardware"]["cpus"] == os.cpu_count()
+    assert record["wall_seconds"] == 1.5
+    assert record["git_commit"] is None or len(record["git_commit"]) >= 4
+
+
+# --- load_model
+
+
+def test_a_reference_a_folder_and_a_file_mean_the_same_model(reference):
+    model, task = reference("mul-p113-0")
+    folder = reference_dir() / "mul-p113-0"
+    for way in ("mul-p113-0", str(folder), folder, folder / "model.safetensors"):
+        again, of, ignored = load_model(way)
+        assert weights_hash(again) == weights_hash(model)
+        assert (of, ignored) == (task, ())
+        assert again.name == ("model" if str(way).endswith(".safetensors") else "mul-p113-0")
+        assert again.verified is None  # nobody has looked yet
+
+
+def test_a_bare_file_is_addition_unless_told_otherwise(fresh, tmp_path):
+    save_weights(fresh(), tmp_path / "some.safetensors")
+    assert load_model(tmp_path / "some.safetensors").task == Task("add", 11)
+    assert load_model(tmp_path / "some.safetensors", op="mul").task == Task("mul", 11)
+    with pytest.raises(HusaiError, match="op: 'pow' is unknown"):
+        load_model(tmp_path / "some.safetensors", op="pow")
+
+
+def test_an_unknown_model_lists_the_references():
+    with pytest.raises(HusaiError) as caught:
+        load_model("add-p113-99")
+    assert "model add-p113-99: no such file or folder" in str(caught.value)
+    assert ", ".join(reference_names()) in str(caught.value)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(HusaiError, match="holds no transformer weights"):
+        load_model(tmp_path)
+
+
+def test_the_best_weights_of_a_run_folder_come_before_the_final_ones(fresh, tmp_path):
+    save_weights(fresh(seed=1), tmp_path / "transformer_final.safetensors")
+    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=1))
+    save_weights(fresh(seed=2), tmp_path / "transformer_best.safetensors")
+    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=2))
+
+
+def test_a_broken_config_beside_the_weights_is_named(fresh, tmp_path):
+    save_weights(fresh(), tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text("task: {op: add, prime: 11}")
+    with pytest.raises(HusaiError, match=r"config\.yaml: unknown key 'task\.prime'"):
+        load_model(tmp_path)
+
+
+def test_a_copied_reference_folder_still_loads(reference, tmp_path):
+    shutil.copytree(reference_dir() / "add-p59-0", tmp_path / "elsewhere")
+    model, task, _ = load_model(tmp_path / "elsewhere")
+    assert (model.name, task) == ("elsewhere", Task("add", 59))
+    assert weights_hash(model) == weights_hash(reference("add-p59-0")[0])
+
+
+@pytest.mark.parametrize("name", ["add-p113", "configs/models/add-p113.yaml", "models/add-p113.yaml"])
+def test_shipped_configs_are_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ModelConfig.load(find_config(name, "models")).task.p == 113
+
+
+def test_an_unknown_config_lists_the_shipped_ones():
+    with pytest.raises(HusaiError, match=r"config add-p7: no such file.*add-p113, add-p113-classic"):
+        find_config("add-p7", "models")
+
+
+# --- check_gate
+
+
+def test_gate_lets_a_reference_through_and_marks_it(reference):
+    model, task = reference("add-p59-0")
+    checked, report = check_gate(model, task)
+    assert report.passed
+    assert checked.verified is True
+    assert model.verified is None
+
+
+def test_gate_stops_an_unverified_model_and_says_why(fresh):
+    with pytest.raises(GateFailed) as caught:
+        check_gate(fresh(), Task("add", 11))
+    message = str(caught.value)
+    assert message.startswith("model fresh is not ground truth: accuracy 0.")
+    assert "misses by" in message
+    assert "--allow-unverified" in message
+
+
+def test_gate_marks_what_was_allowed_through(fresh):
+    checked, report = check_gate(fresh(), Task("add", 11), allow_unverified=True)
+    assert not report.passed
+    assert checked.verified is False
+
+
+# --- train_model
+
+
+def test_run_folder_of_a_model_holds_what_is_promised(recipe, tmp_path):
+    config = recipe(steps=6, log_every=3, checkpoint_epochs=1)
+    run = train_model(config, tmp_path / "run", attempts=1)
+    assert listing(tmp_path) == ["run"]
+    assert listing(tmp_path / "run") == [
+        "DONE",
+        "config.yaml",
+        "gate.json",
+        "history.csv",
+        "metrics.json",
+        "provenance.json",
+        "transformer_best.safetensors",
+        "transformer_epoch_1.safetensors",
+        "transformer_epoch_2.safetensors",
+        "transformer_final.safetensors",
+    ]
+    assert run.model.name == "run"
+    assert run.model.verified is False
+    assert ModelConfig.load(tmp_path / "run" / "config.yaml") == config == run.config
+    with (tmp_path / "run" / "history.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["step"] for row in rows] == ["3", "6"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["passed"] is False
+    assert str(metrics["test_loss"]) == rows[-1]["test_loss"]
+    gate = json.loads((tmp_path / "run" / "gate.json").read_text())
+    assert gate == json.loads(json.dumps(run.report.to_json()))
+    assert gate["passed"] is False
+    loaded, task, _ = load_model(tmp_path / "run")
+    assert weights_hash(loaded) == weights_hash(run.model)
+    assert task == Task("add", 11)
+
+
+def test_saved_weights_are_those_of_the_training(recipe, tmp_path):
+    config = recipe(steps=6)
+    train_model(config, tmp_path / "run", attempts=1)
+    trained = train_transformer(config)
+    for name, model in [("best", trained.best), ("final", trained.final)]:
+        saved = load_model(tmp_path / "run" / f"transformer_{name}.safetensors").transformer
+        assert weights_hash(saved) == weights_hash(model)
+
+
+def test_the_saved_config_replays_the_run(recipe, tmp_path):
+    first = train_model(recipe(steps=6, lr=1e-3), tmp_path / "first", attempts=2)
+    again = train_model(ModelConfig.load(tmp_path / "first" / "config.yaml"), tmp_path / "again", attempts=1)
+    assert weights_hash(again.model) == weights_hash(first.model)
+    assert again.report == first.report
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_failing_gate_costs_exactly_the_attempts_and_the_best_is_kept(recipe, tmp_path, attempts):
+    tried, verdicts = [], []
+    run = train_model(
+        recipe(steps=6, init_seed=5),
+        tmp_path / "run",
+        attempts=attempts,
+        on_attempt=lambda number, config: tried.append((number, config.training.init_seed)),
+        on_verdict=lambda number, report: verdicts.append((number, report)),
+    )
+    assert tried == [(0, 5), (1, 6), (2, 7)][:attempts]
+    assert [number for number, _ in verdicts] == list(range(attempts))
+    fves = [report.fve for _, report in verdicts]
+    assert run.report.fve == max(fves)
+    kept = fves.index(max(fves))
+    assert run.config.training.init_seed == 5 + kept
+    saved = json.loads((tmp_path / "run" / "gate.json").read_text())
+    assert saved["fve"] == max(fves)
+    assert ModelConfig.load(tmp_path / "run" / "config.yaml").training.init_seed == 5 + kept
+
+
+def test_further_attempts_change_all_three_seeds(recipe, tmp_path):
+    seeds = []
+    train_model(
+        recipe(steps=2, init_seed=5, split_seed=0, batch_seed=9),
+        tmp_path / "run",
+        attempts=2,
+        on_attempt=lambda _n, config: seeds.append(
+            (config.training.init_seed, config.training.split_seed, config.training.batch_seed)
+        ),
+    )
+    assert seeds == [(5, 0, 9), (6, 6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("fves", "passes", "kept", "used"),
+    [
+        ((0.2, 0.7, 0.4), (False, False, False), 1, 3),
+        ((0.9, 0.96, 0.99), (False, True, True), 1, 2),
+        ((0.99, 0.96, 0.5), (False, True, False), 1, 2),  # a pass with a lower fve beats a failure
+        ((0.96, 0.99, 0.99), (True, True, True), 0, 1),
+    ],
+)
+def test_attempts_stop_at_the_first_pass(recipe, tmp_path, monkeypatch, fves, passes, kept, used):
+    verdicts = iter(zip(fves, passes, strict=True))
+
+    def scripted(model, task):
+        fve, passed = next(verdicts)
+        real = verify(model, task)
+        return replace(real, fve=fve, conditions=() if passed else real.conditions)
+
+    monkeypatch.setattr(husai.workflow, "verify", scripted)
+    run = train_model(recipe(steps=2), tmp_path / "run")
+    assert len(fves) - len(list(verdicts)) == used
+    assert run.report.fve == fves[kept]
+    assert run.config.training.init_seed == kept
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["attempts"] == used
+    assert run.model.verified is passes[kept]
+    expected = train_transformer(recipe(steps=2, init_seed=kept, split_seed=kept, batch_seed=kept))
+    assert weights_hash(run.model) == weights_hash(expected.best)
+
+
+def test_a_training_that_diverges_leaves_no_folder(recipe, tmp_path):
+    with pytest.raises(HusaiError, match="the loss is not finite"):
+        train_model(recipe(lr=1e30), tmp_path / "run")
+    assert listing(tmp_path) == []
+
+
+def test_a_finished_run_is_refused_before_any_training(recipe, tmp_path):
+    train_model(recipe(steps=2), tmp_path / "run", attempts=1)
+    tried = []
+    with pytest.raises(HusaiError, match="already holds a finished run"):
+        train_model(recipe(steps=2), tmp_path / "run", on_attempt=lambda *args: tried.append(args))
+    assert tried == []

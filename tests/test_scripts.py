@@ -1,0 +1,175 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from husai import pipeline
+from husai.config import SAEConfig, TransformerConfig
+from husai.runs import load_model
+from husai.seeding import generator
+from husai.transformer.model import Transformer, init_params
+from husai.transformer.weights import save_weights
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+QUICK = {
+    "sae": {"architecture": "topk", "d_sae": 128, "k": 32, "k_aux": 32, "dead_steps": 10},
+    "training": {"steps": 60, "batch_size": 512, "lr": 2e-3},
+}
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return SAEConfig.parse(QUICK)
+
+
+def failed_stages(output):
+    """Numbers of the stages that say FAILED."""
+    blocks = output.split("[")[1:]
+    return [int(block[0]) for block in blocks if "FAILED" in block]
+
+
+def test_all_five_stages_pass_on_a_reference(config, capsys):
+    assert pipeline.run_pipeline("add-p59-0", config, "resid_post") == 0
+    output = capsys.readouterr().out
+    assert "Tests passed: 5/5" in output
+    assert "Tests failed: 0/5" in output
+
+
+def test_stage_1_fails_alone_when_the_answers_are_scrambled(config, tmp_path, capsys):
+    model = load_model("add-p59-0").transformer
+    scrambled = {**model.params, "unembed.W_U": model.params["unembed.W_U"].roll(1, 1)}
+    save_weights(replace(model, params=scrambled), tmp_path / "scrambled.safetensors")
+    assert pipeline.run_pipeline(str(tmp_path / "scrambled.safetensors"), config, "resid_post") == 1
+    assert failed_stages(capsys.readouterr().out) == [1]
+
+
+def test_stage_2_fails_alone_when_activations_cannot_be_repeated(config, monkeypatch, capsys):
+    real = pipeline.extract
+
+    def unsteady(*arguments, batch=4096, **options):
+        found = real(*arguments, **options)
+        return found if batch == 4096 else replace(found, x=found.x + 1)
+
+    monkeypatch.setattr(pipeline, "extract", unsteady)
+    assert pipeline.run_pipeline("add-p59-0", config, "resid_post") == 1
+    assert failed_stages(capsys.readouterr().out) == [2]
+
+
+def test_stage_3_fails_alone_when_latents_die(config, capsys):
+    dying = SAEConfig.parse({**QUICK, "sae": {"architecture": "topk", "d_sae": 2048, "k": 32, "auxk_coefficient": 0.0}})
+    assert pipeline.run_pipeline("add-p59-0", dying, "resid_post") == 1
+    output = capsys.readouterr().out
+    assert failed_stages(output) == [3]
+    assert "of latents are dead" in output
+
+
+def test_stage_4_fails_alone_at_a_hook_without_truth(config, monkeypatch, capsys):
+    def nothing(activations):
+        raise pipeline.HusaiError(f"hook {activations.hook}: no truth")
+
+    monkeypatch.setattr(pipeline, "find_truth", nothing)
+    assert pipeline.run_pipeline("add-p59-0", config, "resid_post") == 1
+    assert failed_stages(capsys.readouterr().out) == [4]
+
+
+def test_stage_5_fails_alone_when_the_saved_weights_differ(config, monkeypatch, capsys):
+    real = pipeline.load_sae
+
+    def altered(folder):
+        loaded = real(folder)
+        return replace(loaded, decode=lambda codes: loaded.decode(codes) * 1.001)
+
+    monkeypatch.setattr(pipeline, "load_sae", altered)
+    assert pipeline.run_pipeline("add-p59-0", config, "resid_post") == 1
+    assert failed_stages(capsys.readouterr().out) == [5]
+
+
+def test_the_pipeline_script_fails_on_random_weights(tmp_path):
+    params = init_params(TransformerConfig(), 23, generator=generator("test", 1))
+    save_weights(Transformer(params, "abe", 23), tmp_path / "random.safetensors")
+    small = ["sae.d_sae=64", "training.steps=20", "training.batch_size=256"]
+    done = run("test_sae_pipeline.py", "--transformer-checkpoint", "random.safetensors", *small, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert 1 in failed_stages(done.stdout)
+    assert run("test_sae_pipeline.py", "--transformer-checkpoint", "nowhere", cwd=tmp_path).returncode == 2
+
+
+def test_train_sae_reports_and_saves(tmp_path):
+    flags = ["--transformer-checkpoint", "add-p59-0", "--hook", "resid_post", "--seed", 3, "--epochs", 5, "--no-wandb"]
+    settings = ["--batch-size", 512, "--learning-rate", 0.002, "--save-dir", "run", "sae.d_sae=128"]
+    done = run("train_sae.py", *flags, *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run" / "report.md").read_text()
+    for heading in (
+        "Date:",
+        "Architecture:",
+        "Layer:",
+        "Seed:",
+        "Training Metrics",
+        "Fourier Validation",
+        "Observations",
+        "Next Steps",
+    ):
+        assert heading in text
+    assert "not converged" in text, "5 epochs are 34 steps"
+    assert "Steps: 34" in text
+    assert any(verdict in text for verdict in ("**GOOD**", "**MODERATE**", "**POOR**"))
+    for null in ("ambient", "untrained", "data", "data_points"):
+        assert null in text
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["l0"] == pytest.approx(32, abs=1)
+    assert (tmp_path / "run" / "sae_weights.safetensors").is_file()
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert {"loss", "l0", "explained_variance", "dead"} <= set(history[0].split(","))
+
+
+def test_train_sae_runs_without_wandb_and_says_so_once(tmp_path):
+    flags = [
+        "--transformer-checkpoint",
+        "add-p59-0",
+        "--epochs",
+        1,
+        "--batch-size",
+        512,
+        "--save-dir",
+        "run",
+        "--quiet",
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, SCRIPTS / "train_sae.py", *map(str, flags), "sae.d_sae=64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B is not set up") == 1
+    assert done.stdout == ""
+
+
+def test_train_transformer_and_its_other_name(tmp_path):
+    tiny = ["task.p=11", "transformer.d_model=16", "transformer.n_heads=2", "transformer.d_mlp=32", "training.steps=10"]
+    for script, folder in (("train_transformer.py", "a"), ("train_baseline.py", "b")):
+        done = run(script, *tiny, "--attempts", 1, "--save-dir", folder, "--seed", 4, cwd=tmp_path)
+        assert done.returncode == 1, "ten steps pass no gate"
+        assert (tmp_path / folder / "transformer_best.safetensors").is_file()
+    first, second = ((tmp_path / f / "metrics.json").read_text() for f in "ab")
+    assert json.loads(first)["train_loss"] == json.loads(second)["train_loss"]
+
+
+def test_sweep_and_figure_scripts_are_the_commands(tmp_path):
+    assert "missing" in run("run_sweep.py", "default", "--dry-run", cwd=tmp_path).stdout
+    assert run("make_figures.py", "nowhere", cwd=tmp_path).returncode == 2
+
+
+def test_the_example_configs_are_those_of_the_documents():
+    from husai.resources import find_config
+
+    for name, d_sae in (("topk_8x", 1024), ("topk_16x", 2048), ("relu_8x", 1024), ("relu_16x", 2048)):
+        assert SAEConfig.load(find_config(name, "examples")).sae.d_sae == d_sae
+    assert torch.get_default_dtype() == torch.float32

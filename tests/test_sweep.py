@@ -1,0 +1,206 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from husai import sweep as sweep_module
+from husai.cell import RECORD_COLUMNS, checkpoints
+from husai.config import SuiteConfig, TransformerConfig
+from husai.errors import HusaiError
+from husai.report.results import SuiteResults
+from husai.report.write import write_report
+from husai.runs import GateFailed
+from husai.seeding import generator
+from husai.suite import run_suite
+from husai.transformer.model import Transformer, init_params
+from husai.transformer.weights import save_weights
+
+TRAINING = {"steps": 40, "batch_size": 512, "lr": 3e-3}
+SUITE = {
+    "name": "tiny",
+    "model": "add-p59-0",
+    "hooks": ["resid_post"],
+    "init_seeds": [0, 1, 2],
+    "data_seeds": [5, 6, 7],
+    "entries": [
+        {"sae": {"architecture": "topk", "d_sae": 32, "k": 2, "k_aux": 2, "dead_steps": 5}, "training": TRAINING},
+        {"sae": {"architecture": "relu", "d_sae": 32, "l1_coefficient": 2.0}, "training": TRAINING},
+    ],
+    "analysis": {"curve": [0, 10], "null_draws": 4, "curve_null_draws": 2, "aligned_null_draws": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return SuiteConfig.parse(SUITE)
+
+
+@pytest.fixture(scope="module")
+def finished(suite, tmp_path_factory):
+    place = tmp_path_factory.mktemp("finished")
+    assert run_suite(suite, place / "results", place / "runs", jobs=1) == 0
+    return place
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def no_computing(monkeypatch):
+    def refuse(job):
+        raise AssertionError(f"cell {job.cell.title} was computed again")
+
+    monkeypatch.setattr(sweep_module, "run_cell", refuse)
+
+
+def records(place):
+    return pd.read_parquet(place / "results" / "records.parquet")
+
+
+def test_records_follow_the_contract(finished):
+    table = records(finished)
+    assert tuple(table.columns) == RECORD_COLUMNS
+    assert set(table["step"]) == {0, 10, 20, 40}
+    assert set(table["tier"]) == {"trained"}
+    assert table["verified"].all()
+    assert len(set(table["run_id"])) == 2
+    pairs = table[(table["metric"] == "pwmcc") & (table["step"] == 40) & table["init_seed_b"].notna()]
+    assert len(pairs) == 2 * 3, "three pairs of seeds a cell"
+    assert (pairs["data_seed"] == pairs["init_seed"] + 5).all()
+    for null in ("ambient", "data", "data_points", "untrained"):
+        assert len(table[(table["metric"] == "pwmcc") & (table["null"] == null) & (table["step"] == 40)]) == 2
+    for metric in ("explained_variance", "l0", "dead", "fourier_overlap", "decoder_overlap", "max_cosine", "shifted"):
+        whole = table[(table["metric"] == metric) & table["init_seed"].isna() & (table["null"] == "")]
+        assert set(whole["step"]) == {0, 10, 20, 40}, f"{metric} is a curve"
+        assert (whole["ci_low"] <= whole["value"]).all()
+
+
+def test_the_step_0_pwmcc_is_the_untrained_null(finished):
+    table = records(finished)
+    first = table[
+        (table["metric"] == "pwmcc") & (table["step"] == 0) & table["init_seed"].isna() & (table["null"] == "")
+    ]
+    null = table[(table["metric"] == "pwmcc") & (table["step"] == 40) & (table["null"] == "untrained")]
+    assert sorted(first["value"]) == sorted(null["value"])
+
+
+def test_every_run_folder_holds_its_record_and_one_saelens_folder_a_seed(finished):
+    places = [path for path in (finished / "runs").iterdir() if path.is_dir()]
+    assert len(places) == 2
+    for place in places:
+        assert {"config.yaml", "metrics.json", "history.csv", "provenance.json", "DONE"} <= {
+            p.name for p in place.iterdir()
+        }
+        assert len(list(place.glob("seed-*/cfg.json"))) == 3
+        assert json.loads((place / "metrics.json").read_text())["verdict"].startswith("pwmcc ")
+
+
+def test_atoms_have_one_row_an_atom_and_costs_one_a_run(finished):
+    atoms = pd.read_parquet(finished / "results" / "atoms.parquet")
+    assert len(atoms) == 2 * 3 * 32
+    assert len(pd.read_parquet(finished / "results" / "costs.parquet")) == 2
+    with np.load(next((finished / "results" / "arrays").glob("*.npz"))) as arrays:
+        assert arrays["pwmcc"].shape == (3, 3)
+
+
+def test_a_finished_suite_is_never_redone(suite, copy, no_computing):
+    before = (copy / "results" / "records.parquet").read_bytes()
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert (copy / "results" / "records.parquet").read_bytes() == before
+
+
+def test_committed_records_stand_for_lost_run_folders(suite, copy, no_computing):
+    shutil.rmtree(copy / "runs")
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+
+
+def test_run_folders_stand_for_lost_results(suite, copy, no_computing):
+    before = records(copy)
+    shutil.rmtree(copy / "results")
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    pd.testing.assert_frame_equal(records(copy), before)
+
+
+def test_an_interrupted_sweep_keeps_what_is_finished_and_goes_on(suite, finished, tmp_path, monkeypatch):
+    real, calls = sweep_module.run_cell, []
+
+    def second_is_interrupted(job):
+        calls.append(job.cell.title)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(sweep_module, "run_cell", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+    assert len(set(records(tmp_path)["run_id"])) == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")] == []
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert len(calls) == 3, "only the interrupted cell is computed again"
+    pd.testing.assert_frame_equal(records(tmp_path), records(finished))
+
+
+def test_two_processes_give_the_results_of_one(suite, finished, tmp_path):
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=2) == 0
+    mine, theirs = records(tmp_path), records(finished)
+    assert list(mine["run_id"]) == list(theirs["run_id"])
+    np.testing.assert_allclose(mine["value"], theirs["value"], atol=2e-3)
+
+
+def test_a_changed_config_is_another_cell(suite, copy, capsys):
+    changed = SuiteConfig.parse({**SUITE, "data_seeds": [5, 6, 8]})
+    assert run_suite(changed, copy / "results", copy / "runs", jobs=1, dry_run=True) == 0
+    assert capsys.readouterr().out.count("missing") == 2
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1, dry_run=True) == 0
+    assert capsys.readouterr().out.count("finished") == 2
+
+
+def test_a_model_that_fails_the_gate_stops_the_suite_unless_allowed(tmp_path):
+    params = init_params(TransformerConfig(), 13, generator=generator("test", 0))
+    save_weights(Transformer(params, "abe", 13), tmp_path / "random.safetensors")
+    training = {"steps": 4, "batch_size": 64}
+    entries = [{"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": training}]
+    data = {**SUITE, "model": str(tmp_path / "random.safetensors"), "hooks": ["resid_post"], "entries": entries}
+    suite = SuiteConfig.parse(data)
+    with pytest.raises(GateFailed, match="accuracy"):
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, allow_unverified=True) == 0
+    assert not records(tmp_path)["verified"].any()
+    assert "unverified" in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_measured_steps_are_the_curve_half_way_and_the_end():
+    assert checkpoints(1500, (0, 30, 1000, 5000)) == (0, 30, 750, 1000, 1500)
+
+
+def test_the_report_shows_every_cell_beside_its_chance_levels(finished, tmp_path):
+    files = write_report(finished / "results", tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    cells = SuiteResults.load(finished / "results").cells
+    assert len(cells) == 2
+    for cell in cells:
+        assert text.count(cell.label) >= 4
+        matrix = pd.read_csv(tmp_path / "matrices" / f"pwmcc_{cell.slug}.csv").to_numpy()
+        np.testing.assert_allclose(np.diag(matrix), 1)
+        np.testing.assert_allclose(matrix[np.triu_indices(3, 1)].mean(), cell.value("pwmcc").mean, atol=1e-5)
+    for null in ("ambient", "untrained", "data", "data_points"):
+        assert null in text
+    assert text.count("exceed") >= 2, "one sentence a cell"
+    assert all(path.stat().st_size > 0 for path in files)
+    assert {path.suffix for path in files} == {".md", ".csv", ".pdf", ".png"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damaged_results_are_named(damage, copy):
+    table = copy / "results" / "atoms.parquet"
+    if damage == "missing":
+        table.unlink()
+    else:
+        table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(HusaiError, match=r"atoms\.parquet|damaged table"):
+        SuiteResults.load(copy / "results")
