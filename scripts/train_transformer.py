@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from husai.console import exits
+from husai.tracking import PROJECT
 
 
 @exits
@@ -22,6 +23,8 @@ def main(
     save_dir: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/transformer"),
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")] = "cpu",
+    no_wandb: Annotated[bool, typer.Option("--no-wandb", help="do not track with W&B")] = False,
+    wandb_project: Annotated[str, typer.Option(help="W&B project")] = PROJECT,
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> int:
     """Train and verify."""
@@ -32,7 +35,15 @@ def main(
 
     recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
-    return train_and_report(recipe, save_dir, attempts=attempts, device=require_device(device), quiet=quiet)
+    return train_and_report(
+        recipe,
+        save_dir,
+        attempts=attempts,
+        device=require_device(device),
+        quiet=quiet,
+        tracking="none" if no_wandb else "auto",
+        project=wandb_project,
+    )
 
 
 if __name__ == "__main__":

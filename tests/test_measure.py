@@ -11,6 +11,7 @@ from husai.analysis.matching import cosines, match, max_cosine, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
+from husai.analysis.symmetry import aligned, shifted
 from husai.config import AnalysisConfig, ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
@@ -122,6 +123,9 @@ def test_the_numbers_are_those_of_the_definitions(final, members, ensembles, hoo
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert of_pair["pwmcc", i, j] == pytest.approx(pwmcc(atoms[i], atoms[j]))
         assert of_pair["max_cosine", i, j] == pytest.approx(max_cosine(atoms[i], atoms[j]))
+        others, every = list(range(1, P)), list(range(P))
+        assert of_pair["shifted", i, j] == pytest.approx(shifted(atoms[i], atoms[j], hook.shifts, others))
+        assert of_pair["aligned", i, j] == pytest.approx(aligned(atoms[i], atoms[j], hook.shifts, every))
     assert of_seed["explained_variance", None] > 0.9  # the ensemble did learn
 
 
@@ -177,9 +181,11 @@ def test_p_values_are_those_of_the_draws(final):
         assert final.value("pwmcc_p", null).mean == pytest.approx((1 + (draws >= score).sum()) / 21)
 
 
-def test_the_curve_uses_fewer_draws(untrained):
+def test_the_curve_uses_fewer_draws(untrained, final):
     assert len(untrained.nulls["data"].draws) == 3
+    assert len(final.nulls["data"].draws) == 20
     assert overall(untrained)["aligned", "data_points"].n == 1
+    assert overall(final)["aligned", "data_points"].n == 4
 
 
 def test_measuring_twice_gives_the_same_rows(final, members, hook, untrained):

@@ -173,3 +173,11 @@ def test_the_example_configs_are_those_of_the_documents():
     for name, d_sae in (("topk_8x", 1024), ("topk_16x", 2048), ("relu_8x", 1024), ("relu_16x", 2048)):
         assert SAEConfig.load(find_config(name, "examples")).sae.d_sae == d_sae
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
+    from husai.single import ADVICE
+
+    page = (SCRIPTS.parent / "docs" / "troubleshooting.md").read_text()
+    for advice in ADVICE.values():
+        assert advice in page

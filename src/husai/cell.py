@@ -1,5 +1,6 @@
 """One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from husai.config import AnalysisConfig, SAEConfig, content_hash
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
 from husai.sae.base import SAEEnsemble
-from husai.sae.train import TrainedSAEs
+from husai.sae.train import TrainedSAEs, mean_log
 from husai.tasks import Task
+from husai.tracking import Mode, open_tracker
 from husai.workflow import train_sae_run
 
 RECORD_COLUMNS = (
@@ -61,6 +63,7 @@ class Job:
     folder: str
     threads: int
     device: str = "cpu"
+    tracking: Mode = "none"
 
 
 def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
@@ -102,6 +105,14 @@ def run_cell(job: Job) -> str:
         )
         return summary(end, converged)
 
+    tracker = open_tracker(
+        job.tracking,
+        name=f"{job.suite}: {cell.title}",
+        config=cell.config.model_dump(mode="json")
+        | {"model": job.model_name, "hook": cell.hook, "run_id": cell.run_id},
+        folder=Path(job.folder).parent,
+        warn=lambda text: sys.stderr.write(f"husai: {text}\n"),
+    )
     meta = {
         "model_name": job.model_name,
         "hook_name": cell.hook,
@@ -110,16 +121,20 @@ def run_cell(job: Job) -> str:
         "verified": job.verified,
         "run_id": cell.run_id,
     }
-    train_sae_run(
-        hook.activations.x,
-        cell.config,
-        Path(job.folder),
-        meta,
-        stop=observe,
-        stop_at=checkpoints(steps, cell.analysis.curve),
-        finish=finish,
-        device=job.device,
-    )
+    try:
+        train_sae_run(
+            hook.activations.x,
+            cell.config,
+            Path(job.folder),
+            meta,
+            on_log=lambda rows: tracker.log(mean_log(rows), rows[0].step),
+            stop=observe,
+            stop_at=checkpoints(steps, cell.analysis.curve),
+            finish=finish,
+            device=job.device,
+        )
+    finally:
+        tracker.finish()
     return cell.run_id
 
 

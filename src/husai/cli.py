@@ -3,13 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from husai import console
 from husai.console import exits, say
 
+WandbMode = Literal["auto", "online", "offline", "none"]
 CPUS = os.cpu_count() or 1
 
 app = typer.Typer(
@@ -208,6 +209,7 @@ def sweep(
     device: DeviceOption = "cpu",
     allow_unverified: UnverifiedOption = False,
     dry_run: Annotated[bool, typer.Option(help="list the cells and whether they are finished, and stop")] = False,
+    wandb: Annotated[WandbMode, typer.Option(help="track every cell with W&B")] = "none",
 ) -> int:
     """Compute the missing cells of a suite and write its results; stop and start it as you like."""
     from husai.config import SuiteConfig
@@ -223,6 +225,7 @@ def sweep(
         device=console.require_device(device),
         allow_unverified=allow_unverified,
         dry_run=dry_run,
+        tracking=wandb,
     )
 
 

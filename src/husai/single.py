@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from husai import console
 from husai.activations import extract
 from husai.analysis.stats import Interval
@@ -18,7 +16,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
 from husai.runs import check_gate, load_model
 from husai.sae.base import SAEEnsemble
-from husai.sae.train import StepLog, TrainedSAEs
+from husai.sae.train import StepLog, TrainedSAEs, mean_log
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.workflow import train_sae_run
 
@@ -31,7 +29,8 @@ ADVICE = {
     "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
     "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
     "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
-    "dead": "Halve training.lr, halve training.resample_every, or switch AuxK on (sae.auxk_coefficient).",
+    "dead": "Halve training.lr, resample dead latents (training.resample_every) or resample them more often, "
+    "or switch AuxK on (sae.auxk_coefficient).",
     "ev": "Train longer, raise sae.k (or lower λ), or widen sae.d_sae.",
 }
 
@@ -99,7 +98,7 @@ def train_single(request: Request) -> dict[str, Any]:
         line = bar.add_task(f"{len(config.init_seeds)} SAE(s)", total=steps, figures="")
 
         def on_log(rows: list[StepLog]) -> None:
-            mean = {name: float(np.mean([getattr(row, name) for row in rows])) for name in LOGGED}
+            mean = mean_log(rows)
             tracker.log(mean, rows[0].step)
             text = "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean)
             bar.update(line, completed=rows[0].step, figures=text)
@@ -131,9 +130,6 @@ def train_single(request: Request) -> dict[str, Any]:
         say((request.out / "report.md").read_text(encoding="utf-8"))
         say(f"Run folder: {request.out}")
     return summarise(curve[steps][0], curve[steps // 2][0])
-
-
-LOGGED = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr")
 
 
 def summarise(end: Measurement, middle: Measurement) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,32 @@ from husai.report.tables import sentences
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
+from husai.tracking import PROJECT, Mode, open_tracker
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, train_model
 
 
 def train_and_report(
-    recipe: ModelConfig, out: Path, *, attempts: int = ATTEMPTS, device: str = "cpu", quiet: bool = False
+    recipe: ModelConfig,
+    out: Path,
+    *,
+    attempts: int = ATTEMPTS,
+    device: str = "cpu",
+    quiet: bool = False,
+    tracking: Mode = "none",
+    project: str = PROJECT,
 ) -> int:
     """Train with a progress bar, print the gate report of the kept attempt; 0 if it passed, else 1."""
     say(f"Training a transformer on {recipe.task.op} mod {recipe.task.p} ({recipe.training.steps} steps)")
+    tracker = open_tracker(
+        tracking,
+        project=project,
+        name=f"{recipe.task.op}-p{recipe.task.p}",
+        config=recipe.model_dump(mode="json"),
+        folder=out.parent,
+        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
+    )
     with console.progress(quiet) as bar:
         line = bar.add_task("transformer", total=recipe.training.steps, figures="")
 
@@ -43,8 +60,9 @@ def train_and_report(
                 f"test loss {row.test_loss:.2e} acc {row.test_accuracy:.3f} (mirror-free {row.mirror_free_accuracy:.3f})"
             )
             bar.update(line, completed=row.step, figures=figures)
-            if not bar.disable and row.step == recipe.training.steps:
-                bar.log(figures)
+            tracker.log(asdict(row), row.step)
+            if not quiet and (bar.disable or row.step == recipe.training.steps):
+                say(f"  step {row.step:>6}  {figures}")
 
         def on_verdict(attempt: int, report: GateReport) -> None:
             if not report.passed:
@@ -59,6 +77,7 @@ def train_and_report(
             on_verdict=on_verdict,
             device=device,
         )
+    tracker.finish()
     for text in console.gate_lines(run.report):
         say(text)
     say(f"Run folder: {out}")
@@ -78,6 +97,7 @@ def run_suite(
     device: str = "cpu",
     allow_unverified: bool = False,
     dry_run: bool = False,
+    tracking: Mode = "none",
 ) -> int:
     """Train the suite's model if it is a recipe, compute the missing cells, write results and report."""
     start = time.perf_counter()
@@ -86,10 +106,12 @@ def run_suite(
     else:
         place = runs / f"{suite.name}-model"
         model_path = str(place)
-        if not finished(place) and train_and_report(suite.model, place, device=device) and not allow_unverified:
-            return 1
+        if not finished(place):
+            code = train_and_report(suite.model, place, device=device, tracking=tracking)
+            if code and not allow_unverified:
+                return code
     planned, model, task, gate = plan(
-        suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device
+        suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
     if dry_run:
         known = recorded_ids(results)

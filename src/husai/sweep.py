@@ -23,6 +23,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
 from husai.tasks import Task
+from husai.tracking import Mode
 from husai.transformer.model import Transformer, resolve_hook
 from husai.transformer.weights import weights_hash
 from husai.truth.circuit import GateReport
@@ -38,6 +39,7 @@ def plan(
     allow_unverified: bool = False,
     jobs: int = 1,
     device: str = "cpu",
+    tracking: Mode = "none",
 ) -> tuple[list[Job], Transformer, Task, GateReport]:
     """All cells of a suite as jobs, its model and the model's gate report.
 
@@ -66,6 +68,7 @@ def plan(
                     folder=str(runs / cell.run_id),
                     threads=max(1, (os.cpu_count() or 1) // jobs),
                     device=device,
+                    tracking=tracking,
                 )
             )
     return planned, model, task, report

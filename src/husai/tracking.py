@@ -37,7 +37,7 @@ class NoTracker:
 class WandbTracker:
     """One W&B run. Any failure on its side ends tracking with a notice, never the run."""
 
-    def __init__(self, run: Any, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Any, warn: Callable[[str], object]) -> None:
         self.run, self.warn, self.working = run, warn, True
 
     def _try(self, action: Callable[[], object]) -> None:
@@ -72,7 +72,7 @@ def open_tracker(
     name: str,
     config: dict[str, Any],
     folder: Path,
-    warn: Callable[[str], None],
+    warn: Callable[[str], object],
 ) -> Tracker:
     """A tracker for one run.
 

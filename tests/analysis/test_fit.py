@@ -4,8 +4,8 @@ import torch
 from husai.analysis.fit import evaluate_fit, live_atoms
 from husai.sae.base import Dictionary
 
-# Mean (1, 1), Σ‖x − x̄‖² = 4·2 = 8.
-X = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+# Mean (1, 11), Σ‖x − x̄‖² = 4·2 = 8.
+X = torch.tensor([[0.0, 10.0], [2.0, 10.0], [0.0, 12.0], [2.0, 12.0]])
 CODES = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, 1.0, 0.0]])
 
 

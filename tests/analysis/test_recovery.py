@@ -198,6 +198,17 @@ def test_multiplication_is_tuned_over_discrete_logarithms():
     assert found.phase[0] == pytest.approx(0.7)
 
 
+def test_a_nyquist_wave_has_no_sine_to_take_a_phase_from():
+    task = Task("mul", 23)
+    view = task.group
+    code = torch.zeros(529, 1, dtype=torch.float64)
+    code[view.rows, 0] = wave(view.u, 11, 22) + 0.5 * wave(view.v, 11, 22)
+    found = tuning(code, task)
+    assert (found.label, found.k.tolist()) == (["a"], [11])
+    assert found.purity == pytest.approx([0.8])
+    assert found.phase == pytest.approx([0], abs=1e-9)
+
+
 def test_subtraction_calls_its_answer_the_sum():
     task = Task("sub", 23)
     found = tuning(torch.stack([wave(task.labels, 3, phase=0.7), wave((task.a + task.b) % 23, 3)], 1), task)

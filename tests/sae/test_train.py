@@ -140,6 +140,28 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, architecture,
     torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))
 
 
+@pytest.mark.parametrize("name", ["topk unit", "relu unit"])
+def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
+    """They would only fill Adam's moments and the clipped norm with a motion that is undone."""
+    architecture = architecture_of(KINDS[name])
+    rows, along, losses = [], [], architecture.losses
+
+    def spy_on_losses(params, *args, **kwargs):
+        rows.append(params.W_dec.detach())
+        return losses(params, *args, **kwargs)
+
+    def spy_on_clip(gradients, limit):
+        along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
+        assert gradients.W_dec.abs().max() > 1e-3
+        clip_each(gradients, limit)
+
+    monkeypatch.setattr(architecture, "losses", spy_on_losses)
+    monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
+    train_saes(x, recipe(KINDS[name], steps=5))
+    assert len(along) == 5
+    assert max(along) < 1e-5
+
+
 def gradients(*sizes: float) -> Params:
     """Two seeds; a size s gives a gradient 3s in W_enc and 4s in b_enc, of norm 5s."""
     scale = torch.tensor(sizes)
@@ -274,11 +296,11 @@ CORNERS = {
 
 
 def corner(kind: TopKConfig | ReLUConfig) -> tuple[Params, torch.optim.Adam, torch.Tensor, TopKConfig | ReLUConfig]:
-    """Two seeds over four axes. Latents 0–2 read axes 0–2 with encoder rows of norms 1, 2 and 3, and reconstruct them
+    """Two seeds over four axes. Latents 0–2 read axes 0–2 with encoder rows of norms 1, 2 and 6, and reconstruct them
     exactly. In seed 0, latent 3 is dead: its encoder is −1 everywhere and inputs are positive. In seed 1 it reads
     axis 3, and all are alive.
     """
-    sizes = torch.tensor([1.0, 2.0, 3.0, 1.0])
+    sizes = torch.tensor([1.0, 2.0, 6.0, 1.0])
     W_enc, W_dec = torch.diag(sizes).repeat(2, 1, 1), torch.diag(1 / sizes).repeat(2, 1, 1)
     W_enc[0, :, 3] = -1
     W_dec[0, 3] = torch.tensor([1.0, 0, 0, 0])
@@ -299,10 +321,10 @@ def resample(params, optimiser, samples, kind):
 def test_a_dead_latent_is_pointed_at_the_worst_reconstructed_sample(name, scale):
     params, optimiser, samples, kind = corner(CORNERS[name])
     assert resample(params, optimiser, samples, kind).tolist() == [[False, False, False, True], [False] * 4]
-    # only the last sample has an error (axis 3 is read by nobody), so it is chosen; live encoder rows average 2
+    # only the last sample has an error (axis 3 is read by nobody), so it is chosen; live encoder rows average 3
     direction = torch.tensor([1.0, 1, 1, 0.5]) / 3.25**0.5
     torch.testing.assert_close(params.W_dec[0, 3].detach(), direction)
-    torch.testing.assert_close(params.W_enc[0, :, 3].detach(), direction * 2 * scale)
+    torch.testing.assert_close(params.W_enc[0, :, 3].detach(), direction * 3 * scale)
     assert float(params.b_enc.detach()[0, 3]) == 0
     codes = architecture_of(kind).encode(params, samples.repeat(2, 1, 1), kind).detach()
     assert (codes[0, :, 3] > 0).any()
@@ -358,6 +380,29 @@ def test_resampling_revives_latents_in_training(x):
     assert live(60, until=0.6)[0] == without
     assert same(live(60, until=0.6)[1], params)
     assert not same(live(60, until=0.61)[1], params)
+
+
+def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatch):
+    kind, dead_at, resampled, streams = KINDS["topk unit"], [], {}, []
+    losses = topk.losses
+
+    def spy_on_losses(*args, dead, **kwargs):
+        dead_at.append(dead.clone())
+        return losses(*args, dead=dead, **kwargs)
+
+    def spy_on_resampling(*args):
+        streams.append([stream.initial_seed() for stream in args[-1]])
+        resampled[len(dead_at)] = resample_dead(*args)
+        return resampled[len(dead_at)]
+
+    monkeypatch.setattr(topk, "losses", spy_on_losses)
+    monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
+    train_saes(x, recipe(kind, init=(0, 0, 1), data=(0, 1, 1)))
+    assert list(resampled) == [20, 40]
+    for step, mask in resampled.items():
+        assert (dead_at[step - 1] & mask).any()  # AuxK had given them up
+        assert not (dead_at[step] & mask).any()
+    assert len(set(streams[0])) == 3
 
 
 # --- folding ---

@@ -315,6 +315,16 @@ def test_restricted_excluded_and_fve_by_brute_force(seed, layers):
     assert report.fve == pytest.approx(fve, rel=1e-9)
 
 
+@pytest.mark.parametrize("op", ["add", "mul"])
+def test_logits_beyond_the_p_answers_do_not_count(op):
+    # Foreign models often have one logit a token, "=" included.
+    task = Task(op, 17)
+    model = table_model(task, circuit(task, {1: 20.0, 3: 20.0}))
+    w_u = model.params["unembed.W_U"]
+    wide = replace(model, params=model.params | {"unembed.W_U": torch.cat([w_u, 50 * torch.ones(len(w_u), 2)], dim=1)})
+    assert verify(wide, task) == verify(model, task)
+
+
 @pytest.mark.parametrize("op", ["add", "sub", "squares"])
 def test_verdict_does_not_depend_on_a_constant_per_row(op):
     # Cross-entropy and row-centred logits see no shift of a whole row.

@@ -69,12 +69,13 @@ def adjusted_text(cell: CellView, null: str) -> str:
 
 
 def symmetry_table(results: SuiteResults) -> str:
-    header = ["hook", "SAE", "pwmcc", "shifted", "self_shift", "aligned", "aligned data_points"]
+    header = ["hook", "SAE", "pwmcc", "shifted", "self_shift", "aligned", "aligned data_points", "shift_support"]
     rows = [
         [
             *named(cell),
             *(number(cell.value(metric).mean) for metric in ("pwmcc", "shifted", "self_shift", "aligned")),
             number(cell.value("aligned", "data_points").mean),
+            number(cell.value("shift_support").mean),
         ]
         for cell in results.cells
     ]

@@ -39,6 +39,12 @@ class StepLog:
     dead: float
 
 
+def mean_log(rows: list[StepLog]) -> dict[str, float]:
+    """Figures of one step averaged over seeds, for trackers and progress bars."""
+    names = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr")
+    return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
+
+
 @dataclass(frozen=True)
 class TrainedSAEs:
     """The ensemble after `steps` steps, and its history."""

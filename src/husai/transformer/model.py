@@ -1,14 +1,14 @@
 """A tiny decoder-only transformer as pure functions over a dictionary of TransformerLens-named parameters.
 
 Two paths compute the same logits. `forward` runs every position and offers every intermediate value to a hook under
-its TransformerLens name. `last_logits` computes only what the last position's logits need: the last layer needs one
-query, one MLP row and one logit row a sample, and in a one-layer model keys, values and scores come from tables over the
-few distinct (token, position) pairs.
+its TransformerLens name. `last_logits` computes only what the last position's logits need, and computes what samples
+share only once.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -195,53 +195,77 @@ def forward(params: Params, tokens: Int[Tensor, "batch pos"], hook: Hook = _keep
     return _unembed(params, x, hook)
 
 
+class Shared(NamedTuple):
+    """Values at one position that many samples share: `values` (rows, …) and the row of each sample, (batch,)."""
+
+    values: Tensor
+    row: Int[Tensor, "batch"]
+
+    def of(self, samples: Int[Tensor, "samples"]) -> Tensor:
+        """The values of some samples, (samples, …)."""
+        flat = F.embedding(self.row[samples], self.values.flatten(1))
+        return flat.unflatten(1, self.values.shape[1:])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Shared":
+        return Shared(function(self.values), self.row)
+
+
 def last_logits(params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_out"]:
-    """Logits at the last position only; equal to `forward(params, tokens)[:, -1]`, several times faster."""
-    layers = n_layers(params)
-    if layers == 1:
-        resid = _attend_from_tables(params, tokens)
-    else:
-        x = _embed(params, tokens)
-        for layer in range(layers - 1):
-            x = _block(params, f"blocks.{layer}", x)
-        resid = _attend_last(params, f"blocks.{layers - 1}", x)
-    block = f"blocks.{layers - 1}"
+    """Logits at the last position only; equal to `forward(params, tokens)[:, -1]`, several times faster.
+
+    The last layer is computed at the last position only. Below it, a position's state depends on the tokens up to it, so
+    each layer is computed once a distinct prefix; and layer 0's keys and values once a distinct token.
+    """
+    layers, everyone = n_layers(params), torch.arange(len(tokens), device=tokens.device)
+    stream = [_embed_shared(params, tokens[:, i], i) for i in range(tokens.shape[1])]
+    for layer in range(layers - 1):
+        stream = _block_shared(params, f"blocks.{layer}", stream, tokens)
+    block, last = f"blocks.{layers - 1}", len(stream) - 1
+    keys, values = _keys_and_values(params, block, stream)
+    resid = _attend(params, block, stream[last], keys, values, everyone)
     return _unembed(params, resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid)))
 
 
-def _attend_last(params: Params, block: str, x: Tensor) -> Tensor:
-    """The residual stream after attention, at the last position only: (batch, d_model)."""
-    normalised = _layer_norm(params, f"{block}.ln1", x)
-    q = _project(params, block, "Q", normalised[:, -1])
-    k, v = (_project(params, block, s, normalised) for s in "KV")
-    pattern = (torch.einsum("bhe,bkhe->bhk", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
-    return x[:, -1] + _output(params, block, torch.einsum("bhk,bkhe->bhe", pattern, v))
+def _embed_shared(params: Params, tokens: Int[Tensor, "batch"], position: int) -> Shared:
+    distinct, row = tokens.unique(return_inverse=True)
+    return Shared(params["embed.W_E"][distinct] + params["pos_embed.W_pos"][position], row)
 
 
-def _attend_from_tables(params: Params, tokens: Tensor) -> Tensor:
-    """`_attend_last` for layer 0, whose every input is one of few (token, position) pairs.
+def _keys_and_values(params: Params, block: str, stream: list[Shared]) -> tuple[list[Shared], list[Shared]]:
+    normalised = [at.map(lambda x: _layer_norm(params, f"{block}.ln1", x)) for at in stream]
+    keys = [at.map(lambda x: _project(params, block, "K", x)) for at in normalised]
+    return keys, [at.map(lambda x: _project(params, block, "V", x)) for at in normalised]
 
-    The last token must be the same in every row (it is `=`), so that one query serves the batch.
-    """
-    block, pos = "blocks.0", params["pos_embed.W_pos"]
-    last = tokens.shape[1] - 1
-    final = params["embed.W_E"][tokens[:1, last]] + pos[last]
-    q = _project(params, block, "Q", _layer_norm(params, f"{block}.ln1", final))[0] / math.sqrt(
-        params[f"{block}.attn.W_Q"].shape[-1]
-    )
-    scores, values = [], []
-    for position in range(last + 1):
-        rows = final if position == last else params["embed.W_E"] + pos[position]
-        index = torch.zeros_like(tokens[:, 0]) if position == last else tokens[:, position]
-        normalised = _layer_norm(params, f"{block}.ln1", rows)
-        score_table = torch.einsum("he,the->th", q, _project(params, block, "K", normalised))
-        value_table = _project(params, block, "V", normalised)
-        scores.append(F.embedding(index, score_table))
-        values.append(F.embedding(index, value_table.flatten(1)).unflatten(1, value_table.shape[1:]))
-    pattern = torch.stack(scores, dim=-1).softmax(-1)
-    z = sum(pattern[..., i : i + 1] * value for i, value in enumerate(values))
-    assert isinstance(z, Tensor)
-    return final + _output(params, block, z)
+
+def _attend(
+    params: Params, block: str, here: Shared, keys: list[Shared], values: list[Shared], samples: Int[Tensor, "samples"]
+) -> Float[Tensor, "samples d_model"]:
+    """The residual stream of some samples after attention at one position, which sees the positions of `keys`."""
+    q = here.map(lambda x: _project(params, block, "Q", _layer_norm(params, f"{block}.ln1", x)))
+    if len(q.values) == 1:  # one query for all, such as `=` in layer 0: scores come from tables
+        tables = [at.map(lambda k: torch.einsum("he,rhe->rh", q.values[0], k)) for at in keys]
+        scores = [table.of(samples) for table in tables]
+    else:
+        query = q.of(samples)
+        scores = [(query * at.of(samples)).sum(-1) for at in keys]
+    pattern = (torch.stack(scores, dim=-1) / math.sqrt(q.values.shape[-1])).softmax(-1)
+    z = torch.zeros_like(values[0].of(samples))
+    for j, at in enumerate(values):
+        z = z + pattern[..., j : j + 1] * at.of(samples)
+    return here.of(samples) + _output(params, block, z)
+
+
+def _block_shared(params: Params, block: str, stream: list[Shared], tokens: Int[Tensor, "batch pos"]) -> list[Shared]:
+    """One whole layer, computed once a distinct prefix."""
+    keys, values = _keys_and_values(params, block, stream)
+    prefix = torch.zeros_like(tokens[:, 0])
+    after: list[Shared] = []
+    for i, here in enumerate(stream):
+        distinct, prefix = (prefix * (tokens.max() + 1) + tokens[:, i]).unique(return_inverse=True)
+        one_each = prefix.new_empty(len(distinct)).scatter_(0, prefix, torch.arange(len(prefix), device=prefix.device))
+        resid = _attend(params, block, here, keys[: i + 1], values[: i + 1], one_each)
+        after.append(Shared(resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid)), prefix))
+    return after
 
 
 def hook_names(params: Params) -> dict[str, str]:
