@@ -285,6 +285,19 @@ def test_a_diverging_loss_is_an_error_that_names_the_rate(x, kind):
         train_saes(x, recipe(kind, lr=1e30, resample_every=None))
 
 
+def test_weights_that_diverge_after_the_last_loss_are_an_error(x):
+    # the loss of a step is taken before its update; 1e39 is beyond float32
+    with pytest.raises(HusaiError, match=r"weights are not finite at step 1; halve training.lr \(1e\+39\)"):
+        train_saes(x, recipe(steps=1, lr=1e39, warmup_steps=0))
+
+
+def test_stop_never_sees_diverged_weights(x):
+    seen = []
+    with pytest.raises(HusaiError, match="not finite at step 1;"):
+        train_saes(x, recipe(lr=1e39), stop=lambda step, _: bool(seen.append(step)), stop_at=(0, 1, 2))
+    assert seen == [0]
+
+
 # --- resampling ---
 
 

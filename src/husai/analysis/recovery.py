@@ -10,6 +10,8 @@ from torch import Tensor
 from husai.tasks import Task
 from husai.truth.planes import GroundTruth, families
 
+CONSTANT = 1e-12  # a code whose variance is a smaller share of its mean square is constant but for rounding
+
 
 def fourier_overlap(
     atoms: Float[Tensor, "n d"], truth: GroundTruth, weights: Float[Tensor, "n"] | None = None
@@ -65,9 +67,9 @@ def tuning(codes: Float[Tensor, "pairs n"], task: Task) -> Tuning:
     negative.
     """
     family = families(task)
-    centred = (codes - codes.mean(0)).double()
-    total = centred.pow(2).sum(0)
-    alive = total > 0
+    codes = codes.double()
+    total = (codes - codes.mean(0)).pow(2).sum(0)
+    alive = total > CONSTANT * codes.pow(2).sum(0)
     coefficients = family.coefficients(codes)
     shares = family.energy(coefficients) / total.clamp(min=1e-300)
     best = shares.argmax(0)

@@ -35,7 +35,10 @@ def resample_dead(
                 fired.append((codes[0] > 0).any(0))
             dead[seed] = ~torch.stack(fired).any(0)
             count = int(dead[seed].sum())
-            if count == 0 or count == dead.shape[1]:
+            if count == dead.shape[1]:  # nothing alive to take a scale from: leave it to AuxK
+                dead[seed] = False
+                continue
+            if count == 0:
                 continue
             weights = torch.cat(error).pow(2).cpu()
             chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)

@@ -93,7 +93,8 @@ def train_saes(
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
-    Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or if the loss turns non-finite.
+    Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn
+    non-finite.
     """
     kind, recipe = config.sae, config.training
     if len(x) < recipe.batch_size:
@@ -110,13 +111,20 @@ def train_saes(
     dead_steps = getattr(kind, "dead_steps", recipe.steps + 1)
     history: list[StepLog] = []
 
-    def ensemble() -> SAEEnsemble:
+    def diverged(what: str, step: int) -> HusaiError:
+        return HusaiError(
+            f"training: the {what} not finite at step {step}; halve training.lr ({recipe.lr}) or set training.clip_norm"
+        )
+
+    def ensemble(step: int) -> SAEEnsemble:
         weights = finish(params.map(lambda value: value.detach().cpu().clone()), normaliser)
+        if not all(bool(value.isfinite().all()) for value in weights):
+            raise diverged("weights are", step)
         return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds)
 
     for step in range(recipe.steps):
-        if step in stop_at and stop(step, ensemble()):
-            return TrainedSAEs(ensemble(), step, tuple(history))
+        if step in stop_at and stop(step, ensemble(step)):
+            return TrainedSAEs(ensemble(step), step, tuple(history))
         if (
             recipe.resample_every
             and 0 < step < recipe.resample_until * recipe.steps
@@ -140,11 +148,8 @@ def train_saes(
             history.extend(rows)
             on_log(rows)
             if not all(row.loss < float("inf") for row in rows):
-                raise HusaiError(
-                    f"training: the loss is not finite at step {step + 1}; "
-                    f"halve training.lr ({recipe.lr}) or set training.clip_norm"
-                )
-    final = ensemble()
+                raise diverged("loss is", step + 1)
+    final = ensemble(recipe.steps)
     if recipe.steps in stop_at:
         stop(recipe.steps, final)
     return TrainedSAEs(final, recipe.steps, tuple(history))

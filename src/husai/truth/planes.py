@@ -121,7 +121,7 @@ class GroundTruth:
         return sum(share for name, _, share in self.shares if name == variable)
 
 
-def span(bases: list[Float[Tensor, "d dim"]]) -> Float[Tensor, "d dim"]:
+def span(bases: list[Float[Tensor, "d _"]]) -> Float[Tensor, "d dim"]:
     """Orthonormal basis of the joint span."""
     u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1), full_matrices=False)
     return u[:, s > 1e-6 * s[0]]
