@@ -4,6 +4,7 @@ A config is a value: it never changes after it was read, it says everything that
 the identity of the run (`content_hash`). Where things run (device, folders, trackers) is not part of a config.
 """
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def override(data: dict[str, Any], overrides: tuple[str, ...] | list[str]) -> dict[str, Any]:
     """A copy of `data` with `a.b=value` settings applied; values are read as YAML."""
-    data = json.loads(json.dumps(data))
+    data = copy.deepcopy(data)
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:

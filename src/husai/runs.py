@@ -77,9 +77,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file to disk before the rename makes it visible."""
+    """Flush every file to disk, readable for all, before the rename makes it visible."""
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o644)
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
 
@@ -136,13 +137,14 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def write_record(folder: Path, config: Config, metrics: dict[str, Any], **extra: object) -> None:
     """`config.yaml`, `metrics.json` and `provenance.json` of a run."""
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    finite = {name: None if value != value else value for name, value in metrics.items()}  # JSON knows no NaN
+    (folder / "metrics.json").write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
     (folder / "provenance.json").write_text(json.dumps(provenance(**extra), indent=2) + "\n", encoding="utf-8")
 
 

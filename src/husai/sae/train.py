@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Normaliser
-from husai.config import SAEConfig
+from husai.config import SAEConfig, SAETrainingConfig
 from husai.errors import HusaiError
 from husai.sae.architectures import architecture_of
 from husai.sae.base import Losses, Params, SAEEnsemble, finish, init_params
@@ -52,6 +52,12 @@ class TrainedSAEs:
     ensemble: SAEEnsemble
     steps: int
     history: tuple[StepLog, ...]
+
+
+def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
+    """Whether dead latents are replaced before update `step` (0-based)."""
+    every, until = recipe.resample_every, recipe.resample_until * recipe.steps
+    return every is not None and 0 < step < until and step % every == 0
 
 
 class Batches:
@@ -125,11 +131,7 @@ def train_saes(
     for step in range(recipe.steps):
         if step in stop_at and stop(step, ensemble(step)):
             return TrainedSAEs(ensemble(step), step, tuple(history))
-        if (
-            recipe.resample_every
-            and 0 < step < recipe.resample_until * recipe.steps
-            and step % recipe.resample_every == 0
-        ):
+        if resampling_due(step, recipe):
             silent[resample_dead(params, optimiser, samples, architecture, kind, resampling)] = 0
         rate = recipe.lr * trapezoid(
             step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction

@@ -293,6 +293,8 @@ def resolve_hook(params: Params, hook: str, layer: int | None = None) -> str:
     if layer is not None and not 0 <= layer < n_layers(params):
         raise HusaiError(f"layer: {layer} does not exist; the model has layers 0 to {n_layers(params) - 1}")
     full = names.get(wanted, wanted)
+    if layer is not None and full.startswith("blocks.") and not full.startswith(f"blocks.{layer}."):
+        raise HusaiError(f"hook: '{hook}' does not lie in layer {layer}; leave out one of the two")
     if full not in names.values():
         short = sorted(name for name in names if "." not in name)
         raise HusaiError(f"hook: '{hook}' does not exist in this model; allowed are {', '.join(short)} or full names")

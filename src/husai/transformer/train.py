@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +52,50 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.double(), labels)
 
 
+class _Data(NamedTuple):
+    """The whole grid with its split; `mirror_free` marks the test rows whose mirror is not in training."""
+
+    tokens: Tensor
+    labels: Tensor
+    train: Tensor
+    test: Tensor
+    mirror_free: Tensor
+
+
+def _prepare(task: Task, config: ModelConfig, device: str) -> _Data:
+    recipe, split = config.training, generator("model-split", config.training.split_seed)
+    train, test = task.split(recipe.frac_train, generator=split)
+    if len(train) == 0:
+        raise HusaiError(f"training.frac_train: {recipe.frac_train} leaves no pair to train on")
+    labels = task.labels
+    if recipe.shuffle_labels:
+        labels = labels[torch.randperm(len(labels), generator=split)]
+    mirror_free = torch.isin(test, task.mirror_free(train, test))
+    tokens = task.tokens(config.transformer.layout)
+    return _Data(*(value.to(device) for value in (tokens, labels, train, test, mirror_free)))
+
+
 def _score(params: Params, tokens: Tensor, labels: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """Loss, and whether each row is right."""
     with torch.no_grad():
         logits = torch.cat([last_logits(params, part) for part in tokens.split(4096)])
     return cross_entropy(logits, labels), logits[:, :p].argmax(-1) == labels
+
+
+def _evaluate(params: Params, data: _Data, p: int, step: int, epoch: int, rate: float, seconds: float) -> Evaluation:
+    train_loss, train_right = _score(params, data.tokens[data.train], data.labels[data.train], p)
+    test_loss, test_right = _score(params, data.tokens[data.test], data.labels[data.test], p)
+    return Evaluation(
+        step=step,
+        epoch=epoch,
+        lr=rate,
+        train_loss=float(train_loss),
+        train_accuracy=float(train_right.double().mean()),
+        test_loss=float(test_loss),
+        test_accuracy=float(test_right.double().mean()),
+        mirror_free_accuracy=float(test_right[data.mirror_free].double().mean()),
+        seconds=seconds,
+    )
 
 
 def _batches(train: Tensor, batch_size: int | None, order: torch.Generator) -> Tensor:
@@ -84,12 +124,7 @@ def train_transformer(
     layout = config.transformer.layout
     params = init_params(config.transformer, task.p, generator=generator("model-init", recipe.init_seed))
     params = {name: value.to(device).requires_grad_() for name, value in params.items()}
-    tokens, labels = task.tokens(layout).to(device), task.labels.to(device)
-    split = generator("model-split", recipe.split_seed)
-    train, test = task.split(recipe.frac_train, generator=split)
-    if recipe.shuffle_labels:
-        labels = labels[torch.randperm(len(labels), generator=split).to(device)]
-    mirror_free = torch.isin(test, task.mirror_free(train, test)).to(device)
+    data = _prepare(task, config, device)
     order = generator("model-batches", recipe.batch_seed)
     optimiser = torch.optim.AdamW(
         list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2), fused=True
@@ -102,34 +137,21 @@ def train_transformer(
     best, best_step, best_loss = snapshot(), 0, float("inf")
     start, step = time.perf_counter(), 0
     while step < recipe.steps:
-        batches = _batches(train, recipe.batch_size, order)
+        batches = _batches(data.train, recipe.batch_size, order)
         for batch in batches:
             rate = recipe.lr * trapezoid(
                 step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
             )
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            loss = cross_entropy(last_logits(params, tokens[batch]), labels[batch])
+            loss = cross_entropy(last_logits(params, data.tokens[batch]), data.labels[batch])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             step += 1
             if step % recipe.log_every == 0 or step == recipe.steps:
-                train_loss, train_right = _score(params, tokens[train], labels[train], task.p)
-                test_loss, test_right = _score(params, tokens[test], labels[test], task.p)
-                history.append(
-                    Evaluation(
-                        step,
-                        step // len(batches),
-                        rate,
-                        float(train_loss),
-                        float(train_right.double().mean()),
-                        float(test_loss),
-                        float(test_right.double().mean()),
-                        float(test_right[mirror_free].double().mean()),
-                        time.perf_counter() - start,
-                    )
-                )
+                spent = time.perf_counter() - start
+                history.append(_evaluate(params, data, task.p, step, step // len(batches), rate, spent))
                 if not history[-1].train_loss < float("inf"):
                     raise HusaiError(
                         f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})"
