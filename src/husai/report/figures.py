@@ -48,14 +48,28 @@ def title_of(cell: CellView) -> str:
     return f"{cell.short_hook} · {cell.label}" + ("" if cell.converged else "\nnot converged")
 
 
-def grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels; unused ones are blank. width, height: inches a panel."""
-    rows = -(-count // columns)
+def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of rows × columns panels of the given size in inches."""
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    flat = list(axes.flat)
-    for unused in flat[count:]:
-        unused.set_axis_off()
-    return figure, flat[:count]
+    return figure, [list(row) for row in axes]
+
+
+def cell_grid(
+    results: SuiteResults, most_columns: int, width: float, height: float
+) -> tuple[Figure, list[tuple[Axes, CellView]]]:
+    """One panel a cell; every hook starts on a new row, and panels without a cell stay blank."""
+    by_hook = [[c for c in results.cells if c.hook == hook] for hook in dict.fromkeys(c.hook for c in results.cells)]
+    widest = max(len(cells) for cells in by_hook)
+    columns = -(-widest // -(-widest // most_columns))
+    rows = [cells[start : start + columns] for cells in by_hook for start in range(0, len(cells), columns)]
+    figure, axes = grid(len(rows), columns, width, height)
+    for line in axes:
+        for ax in line:
+            ax.set_axis_off()
+    panels = [(ax, cell) for line, cells in zip(axes, rows, strict=True) for ax, cell in zip(line, cells, strict=False)]
+    for ax, _ in panels:
+        ax.set_axis_on()
+    return figure, panels
 
 
 def heat_map(ax: Axes, matrix: np.ndarray, title: str, note: str) -> None:
@@ -77,9 +91,8 @@ def heat_map(ax: Axes, matrix: np.ndarray, title: str, note: str) -> None:
 
 def stability_matrices(results: SuiteResults) -> Figure:
     """pwmcc between all seeds of every cell, each with its mean and chance levels underneath."""
-    per_hook = max(sum(c.hook == cell.hook for c in results.cells) for cell in results.cells)
-    figure, axes = grid(len(results.cells), min(per_hook, 5), 1.75, 2.15)
-    for ax, cell in zip(axes, results.cells, strict=True):
+    figure, panels = cell_grid(results, 5, 1.75, 2.15)
+    for ax, cell in panels:
         rungs = [cell.value("pwmcc", null).mean for null in ("ambient", "data", "data_points")]
         note = (
             f"mean {cell.value('pwmcc').mean:.2f}\nambient {rungs[0]:.2f} · data {rungs[1]:.2f} · points {rungs[2]:.2f}"
@@ -107,9 +120,8 @@ def step_axis(ax: Axes, last: int) -> None:
 
 def stability_over_steps(results: SuiteResults) -> Figure:
     """Raw agreement against training steps, with every chance level as a band, and explained variance in grey."""
-    per_hook = max(sum(c.hook == cell.hook for c in results.cells) for cell in results.cells)
-    figure, axes = grid(len(results.cells), min(per_hook, 4), 2.1, 2.0)
-    for ax, cell in zip(axes, results.cells, strict=True):
+    figure, panels = cell_grid(results, 4, 2.1, 2.0)
+    for ax, cell in panels:
         for null in ("ambient", "data", "data_points"):
             band(ax, *cell.curve("pwmcc", null), NULL_COLORS[null], lw=1)
         start = cell.value("pwmcc", step=0).mean
@@ -120,10 +132,9 @@ def stability_over_steps(results: SuiteResults) -> Figure:
         step_axis(ax, cell.steps)
         ax.set_ylim(0, 1.02)
         ax.set_title(title_of(cell))
-    for ax in axes[-min(per_hook, 4) :]:
-        ax.set_xlabel("training steps")
-    for ax in axes[:: min(per_hook, 4)]:
-        ax.set_ylabel("mean cosine of matched atoms")
+        if cell.hook == results.cells[-1].hook:
+            ax.set_xlabel("training steps")
+    figure.supylabel("mean cosine of matched atoms · explained variance", fontsize=8)
     entries = [Line2D([], [], color=SCORE, lw=1.6, marker="o", ms=2.5, label="pwmcc between seeds")]
     entries += [
         Line2D(
@@ -175,12 +186,12 @@ def ladder(results: SuiteResults) -> Figure:
 def fourier_spectrum(results: SuiteResults) -> Figure:
     """Norms of W_E and W_L (or |α| of the logits) per frequency, key frequencies marked."""
     gate = results.gate
-    second = ("spectrum_W_L", "‖W_L‖ at k (W_out·W_U, answer axis)")
+    second = ("spectrum_W_L", "‖W_out·W_U‖ (answers)")
     if gate["spectrum_W_L"] is None:
-        second = ("spectrum_logits", "|α_k| of the logits")
-    panels = (("spectrum_W_E", "‖W_E‖ at k (token axis)"), second)
+        second = ("spectrum_logits", "|α| (logits)")
+    panels = (("spectrum_W_E", "‖W_E‖ (tokens)"), second)
     figure, axes = grid(2, 1, 6.2, 1.5)
-    for ax, (name, label) in zip(axes, panels, strict=True):
+    for (ax,), (name, label) in zip(axes, panels, strict=True):
         values = np.array(gate[name])
         frequency = np.arange(1, len(values) + 1)
         key = np.isin(frequency, gate["key_frequencies"])
@@ -191,7 +202,7 @@ def fourier_spectrum(results: SuiteResults) -> Figure:
         ax.set_ylabel(label, fontsize=7)
         ax.set_ylim(0, values.max() * 1.15)
         ax.set_xlim(0, len(values) + 1)
-    axes[-1].set_xlabel("frequency k (key frequencies in blue)")
+    axes[-1][0].set_xlabel("frequency k (key frequencies in blue)")
     figure.suptitle(f"{gate['model']}: spectrum over frequencies", fontsize=9)
     return figure
 
@@ -215,11 +226,12 @@ def feature_tuning(results: SuiteResults) -> Figure:
                 -0.12, 0.5, cell.label, transform=axes[row][0].transAxes, ha="right", va="center", fontsize=7
             )
     for position, hook in enumerate(hooks):
-        axes[0][2 * position].text(
-            1.05, 1.22, hook, transform=axes[0][2 * position].transAxes, ha="center", fontsize=8, weight="bold"
+        name = axes[0][2 * position].text(
+            1.05, 1.24, hook, transform=axes[0][2 * position].transAxes, ha="center", fontsize=8, weight="bold"
         )
+        name.set_in_layout(False)
     figure.suptitle(
-        "Codes of the two most energetic atoms of one seed over the inputs (a upwards, b to the right)", fontsize=8
+        "Codes of the two most energetic atoms of one seed over the inputs (a upwards, b to the right)\n", fontsize=8
     )
     return figure
 
