@@ -21,7 +21,7 @@ def reference() -> Callable[[str], tuple[Transformer, Task]]:
 
     @lru_cache
     def load(name: str) -> tuple[Transformer, Task]:
-        model, task, _ = load_model(name)
+        model, task, _ = load_model(name)[:3]
         return model, task
 
     return load

@@ -6,8 +6,12 @@ import husai
 from husai.sae.base import Dictionary
 
 
-def dictionary(atoms):
-    return Dictionary(atoms, lambda x: (x @ atoms.T).relu(), lambda codes: codes @ atoms)
+def dictionary(atoms, **meta):
+    return Dictionary(atoms, lambda x: (x @ atoms.T).relu(), lambda codes: codes @ atoms, meta)
+
+
+def random_atoms(n, d, seed):
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +27,17 @@ def test_basis_is_orthonormal():
 
 def test_overlap_of_atoms_in_the_true_planes_is_1_and_comes_with_nulls(model):
     truth = husai.find_truth(husai.extract(model.transformer, model.task, "resid_post"))
-    inside = F.normalize(torch.randn(40, truth.union.shape[1]) @ truth.union.float().T, dim=1)
+    inside = random_atoms(40, truth.union.shape[1], 0) @ truth.union.float().T
     score = husai.compute_fourier_overlap(dictionary(inside), model, "resid_post")
     assert float(score) == pytest.approx(1, abs=1e-5)
     assert set(score.nulls) == {"ambient", "data", "data_points"}
     assert score.nulls["ambient"] < 0.15
-    outside = F.normalize(torch.randn(40, 128), dim=1)
+    outside = random_atoms(40, 128, 1)
     assert float(husai.compute_fourier_overlap(dictionary(outside), model)) < 0.4
 
 
 def test_pwmcc_of_a_dictionary_with_itself_is_1_and_of_two_random_ones_is_its_null(model):
-    first, second = (F.normalize(torch.randn(64, 128), dim=1) for _ in range(2))
+    first, second = (random_atoms(64, 128, seed) for seed in (2, 3))
     assert float(husai.compute_pwmcc(dictionary(first), dictionary(first))) == pytest.approx(1, abs=1e-5)
     score = husai.compute_pwmcc(dictionary(first), dictionary(second))
     assert float(score) == pytest.approx(score.nulls["ambient"], abs=0.02)
@@ -48,3 +52,24 @@ def test_bands(value, band):
     assert husai.Score(value, {}).band == band
     assert f"{husai.Score(value, {'ambient': 0.1}):.2f}" == f"{value:.2f}"
     assert "ambient 0.100" in str(husai.Score(value, {"ambient": 0.1}))
+
+
+def test_saes_are_compared_at_the_hook_they_were_trained_on(model):
+    here, there = (random_atoms(64, 128, seed) for seed in (4, 5))
+    at_mlp_out = {"hook_name": "blocks.0.hook_mlp_out"}
+    first, second = dictionary(here, **at_mlp_out), dictionary(there, **at_mlp_out)
+    chosen = husai.compute_pwmcc(first, second, model)
+    assert chosen == husai.compute_pwmcc(first, second, model, "mlp_out")
+    with pytest.raises(husai.HusaiError, match=r"were trained on blocks\.0\.hook_mlp_out"):
+        husai.compute_pwmcc(first, second, model, "resid_post")
+    with pytest.raises(husai.HusaiError, match="compare them there"):
+        husai.compute_pwmcc(first, dictionary(there, hook_name="blocks.0.hook_resid_post"), model)
+
+
+def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
+    from dataclasses import replace
+
+    broken = replace(model.transformer, params={**model.transformer.params})
+    broken.params["unembed.W_U"] = broken.params["unembed.W_U"].roll(1, 1)
+    with pytest.warns(UserWarning, match="is not verified: accuracy"):
+        husai.compute_fourier_overlap(dictionary(random_atoms(16, 128, 6)), broken)

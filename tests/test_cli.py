@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -143,10 +142,9 @@ def test_interruption_is_a_sentence_and_leaves_nothing(number, code, tmp_path):
         [*HUSAI, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
+        assert process.stdout is not None
+        while "step" not in process.stdout.readline():  # the run is under way once it reports a step
+            assert process.poll() is None
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     finally:

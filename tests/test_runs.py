@@ -163,7 +163,7 @@ def test_a_reference_a_folder_and_a_file_mean_the_same_model(reference):
     model, task = reference("mul-p113-0")
     folder = reference_dir() / "mul-p113-0"
     for way in ("mul-p113-0", str(folder), folder, folder / "model.safetensors"):
-        again, of, ignored = load_model(way)
+        again, of, ignored = load_model(way)[:3]
         assert weights_hash(again) == weights_hash(model)
         assert (of, ignored) == (task, ())
         assert again.name == ("model" if str(way).endswith(".safetensors") else "mul-p113-0")
@@ -204,9 +204,15 @@ def test_a_broken_config_beside_the_weights_is_named(fresh, tmp_path):
         load_model(tmp_path)
 
 
+def test_a_stranger_beside_a_bare_weights_file_is_not_read(fresh, tmp_path):
+    save_weights(fresh(), tmp_path / "mine.safetensors")
+    (tmp_path / "config.yaml").write_text("lr: 3")
+    assert load_model(tmp_path / "mine.safetensors").config is None
+
+
 def test_a_copied_reference_folder_still_loads(reference, tmp_path):
     shutil.copytree(reference_dir() / "add-p59-0", tmp_path / "elsewhere")
-    model, task, _ = load_model(tmp_path / "elsewhere")
+    model, task, _ = load_model(tmp_path / "elsewhere")[:3]
     assert (model.name, task) == ("elsewhere", Task("add", 59))
     assert weights_hash(model) == weights_hash(reference("add-p59-0")[0])
 
@@ -279,7 +285,7 @@ def test_run_folder_of_a_model_holds_what_is_promised(recipe, tmp_path):
     gate = json.loads((tmp_path / "run" / "gate.json").read_text())
     assert gate == json.loads(json.dumps(run.report.to_json()))
     assert gate["passed"] is False
-    loaded, task, _ = load_model(tmp_path / "run")
+    loaded, task, _ = load_model(tmp_path / "run")[:3]
     assert weights_hash(loaded) == weights_hash(run.model)
     assert task == Task("add", 11)
 

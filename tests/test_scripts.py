@@ -16,8 +16,8 @@ from husai.transformer.weights import save_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 QUICK = {
-    "sae": {"architecture": "topk", "d_sae": 128, "k": 32, "k_aux": 32, "dead_steps": 10},
-    "training": {"steps": 60, "batch_size": 512, "lr": 2e-3},
+    "sae": {"architecture": "topk", "d_sae": 128, "k": 8, "k_aux": 8, "dead_steps": 10},
+    "training": {"steps": 150, "batch_size": 512, "lr": 3e-3},
 }
 
 
@@ -65,7 +65,7 @@ def test_stage_2_fails_alone_when_activations_cannot_be_repeated(config, monkeyp
 
 
 def test_stage_3_fails_alone_when_latents_die(config, capsys):
-    dying = SAEConfig.parse({**QUICK, "sae": {"architecture": "topk", "d_sae": 2048, "k": 32, "auxk_coefficient": 0.0}})
+    dying = SAEConfig.parse({**QUICK, "sae": {"architecture": "topk", "d_sae": 1024, "k": 8, "auxk_coefficient": 0.0}})
     assert pipeline.run_pipeline("add-p59-0", dying, "resid_post") == 1
     output = capsys.readouterr().out
     assert failed_stages(output) == [3]
@@ -181,3 +181,32 @@ def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
     page = (SCRIPTS.parent / "docs" / "troubleshooting.md").read_text()
     for advice in ADVICE.values():
         assert advice in page
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "message"), [(0.2, 0.1, "not above 0.3"), (0.4, 0.5, "not above the untrained")]
+)
+def test_the_overlap_stage_asks_for_more_than_a_band_and_more_than_chance(trained, untrained, message, monkeypatch):
+    class Fake:
+        def __init__(self, share):
+            self.atoms = torch.tensor([[share**0.5, (1 - share) ** 0.5]])
+            self.W_dec, self.encode, self.decode = (
+                self.atoms,
+                lambda x: x[:, :1].abs() + 1,
+                lambda codes: codes @ self.atoms,
+            )
+
+    class Truth:
+        union = torch.tensor([[1.0], [0.0]])
+
+    class Ensemble:
+        def member(self, _index):
+            return Fake(untrained)
+
+    class Result:
+        ensemble = type("E", (), {"member": lambda _self, _index: Fake(trained)})()
+
+    monkeypatch.setattr(pipeline, "find_truth", lambda _activations: Truth)
+    activations = type("A", (), {"x": torch.randn(8, 2, generator=torch.Generator().manual_seed(0))})
+    with pytest.raises(pipeline.StageFailed, match=message):
+        pipeline.check_overlap(activations, pipeline.Trained(Result, Ensemble()))

@@ -204,3 +204,55 @@ def test_damaged_results_are_named(damage, copy):
         table.write_bytes(table.read_bytes()[:100])
     with pytest.raises(HusaiError, match=r"atoms\.parquet|damaged table"):
         SuiteResults.load(copy / "results")
+
+
+def test_one_failing_cell_does_not_end_the_sweep(suite, finished, tmp_path, monkeypatch):
+    real = sweep_module.run_cell
+
+    def relu_fails(job):
+        if job.cell.config.sae.architecture == "relu":
+            raise HusaiError("seed 0 collapsed")
+        return real(job)
+
+    monkeypatch.setattr(sweep_module, "run_cell", relu_fails)
+    with pytest.raises(HusaiError, match=r"1 of 2 cells failed, the others are kept; .*relu.*: seed 0 collapsed"):
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+    assert set(records(tmp_path)["architecture"]) == {"topk"}
+
+
+def test_a_dry_run_of_a_suite_with_a_recipe_trains_nothing(tmp_path, capsys):
+    suite = SuiteConfig.parse({**SUITE, "model": {"task": {"op": "add", "p": 11}}})
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert "would be trained first" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_recipe_is_another_model(tmp_path, capsys):
+    for p in (11, 13):
+        suite = SuiteConfig.parse({**SUITE, "model": {"task": {"op": "add", "p": p}}})
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first != second
+
+
+def test_the_report_leaves_out_cells_of_earlier_versions_of_a_suite(copy, tmp_path):
+    kept = json.loads((copy / "results" / "cells.json").read_text())[:1]
+    (copy / "results" / "cells.json").write_text(json.dumps(kept))
+    assert [cell.run_id for cell in SuiteResults.load(copy / "results").cells] == kept
+    (copy / "results" / "cells.json").write_text("[]")
+    with pytest.raises(HusaiError, match="no finished cell"):
+        SuiteResults.load(copy / "results")
+
+
+def test_one_seed_gives_a_report_without_figures_of_pairs(tmp_path):
+    data = {**SUITE, "init_seeds": [0], "data_seeds": [0], "entries": SUITE["entries"][:1]}
+    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    drawn = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
+    assert drawn == {"fourier_spectrum", "feature_tuning", "gate_summary"}
+
+
+def test_a_config_in_the_working_folder_changes_nothing(suite, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("foo: 1")
+    monkeypatch.chdir(tmp_path)
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert capsys.readouterr().out.count("missing") == 2

@@ -1,5 +1,6 @@
 """The scores as plain functions of SAEs and models, each beside its chance levels."""
 
+import warnings
 from dataclasses import dataclass
 
 from husai.activations import Activations, extract
@@ -7,7 +8,8 @@ from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, sampler
 from husai.analysis.recovery import fourier_overlap
-from husai.runs import LoadedModel
+from husai.errors import HusaiError
+from husai.runs import LoadedModel, check_gate
 from husai.sae.base import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
@@ -43,19 +45,32 @@ class Score:
         return next((name for limit, name in bands if self.value > limit), "low")
 
 
-def _activations(model: Transformer | LoadedModel, hook: str) -> Activations:
-    """`model` as `load_model` returns it; a Transformer alone is taken to add."""
+def _activations(model: Transformer | LoadedModel, hook: str | None, *saes: Dictionary) -> Activations:
+    """The grid at `hook`, or at the hook the SAEs say they were trained on. `model` as a Transformer is taken to add.
+
+    A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
+    another hook than `hook`, or different ones.
+    """
     loaded = LoadedModel(model, Task("add", model.p)) if isinstance(model, Transformer) else model
-    return extract(loaded.transformer, loaded.task, hook)
+    transformer, report = check_gate(loaded.transformer, loaded.task, allow_unverified=True)
+    if not report.passed:
+        warnings.warn(f"model {transformer.name} is not verified: {report.failures()}", stacklevel=3)
+    named = {str(sae.meta["hook_name"]) for sae in saes if sae.meta.get("hook_name")}
+    wanted = hook or (named.copy().pop() if named else "resid_post")
+    activations = extract(transformer, loaded.task, wanted)
+    if named - {activations.hook}:
+        raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
+    return activations
 
 
-def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, hook: str = "resid_post") -> Score:
+def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, hook: str | None = None) -> Score:
     """Share of the live unit atoms' energy inside the hook's true subspaces, weighted by activation energy.
 
-    model: what `load_model` returned (or a Transformer, taken to add). Nulls: ambient, data, data_points dictionaries of
-    as many atoms. Raises HusaiError for a hook without truth. (docs/method.md §Recovery)
+    model: what `load_model` returned (or a Transformer, taken to add). hook: by default the one the SAE was trained on.
+    Nulls: ambient, data, data_points dictionaries of as many atoms. Raises HusaiError for a hook without truth or another
+    than the SAE's. (docs/method.md §Recovery)
     """
-    activations = _activations(model, hook)
+    activations = _activations(model, hook, sae)
     truth, fit = find_truth(activations), evaluate_fit(sae, activations.x)
     atoms = sae.atoms[fit.live]
     nulls = {}
@@ -67,20 +82,18 @@ def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, h
 
 
 def compute_pwmcc(
-    sae1: Dictionary,
-    sae2: Dictionary,
-    model: Transformer | LoadedModel | None = None,
-    hook: str = "resid_post",
+    sae1: Dictionary, sae2: Dictionary, model: Transformer | LoadedModel | None = None, hook: str | None = None
 ) -> Score:
     """Mean signed cosine of the two decoders under their optimal one-to-one matching.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
-    Without one every atom counts, and only `ambient` can be drawn. (docs/method.md §Stability)
+    Without one every atom counts, and only `ambient` can be drawn. hook: by default the one the SAEs were trained on.
+    (docs/method.md §Stability)
     """
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
     x = first
     if model is not None:
-        x, names = _activations(model, hook).x, DRAWN_NULLS
+        x, names = _activations(model, hook, sae1, sae2).x, DRAWN_NULLS
         first, second = (sae.atoms[evaluate_fit(sae, x).live] for sae in (sae1, sae2))
     nulls = {}
     for null in names:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from husai.activations import extract
+from husai.analysis.convergence import has_converged
 from husai.config import AnalysisConfig, SAEConfig, content_hash
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
@@ -25,8 +26,6 @@ RECORD_COLUMNS = (
     *("step", "metric", "null", "value", "ci_low", "ci_high", "n", "run_id", "converged", "verified"),
 )
 INTEGER_COLUMNS = tuple(name for name in RECORD_COLUMNS if "seed" in name)
-EV_TOLERANCE = 0.002  # converged: EV and pwmcc moved less than these over the last doubling of steps
-PWMCC_TOLERANCE = 0.01
 SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
 
 
@@ -71,18 +70,12 @@ def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({0, steps // 2, steps, *(s for s in curve if s < steps)}))
 
 
-def has_converged(curve: dict[int, Measurement], steps: int) -> bool:
-    """Whether EV moved by less than .002 and mean pwmcc by less than .01 over the last doubling of steps."""
-    metrics = [m for m in ("explained_variance", "pwmcc") if m == "explained_variance" or m in curve[steps].matrices]
-    moved = [abs(curve[steps].value(m).mean - curve[steps // 2].value(m).mean) for m in metrics]
-    return all(change < limit for change, limit in zip(moved, (EV_TOLERANCE, PWMCC_TOLERANCE), strict=False))
-
-
 def run_cell(job: Job) -> str:
     """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
     torch.set_num_threads(job.threads)
     cell, steps = job.cell, job.cell.config.training.steps
-    model, task, _ = load_model(job.model_path, job.op)
+    loaded = load_model(job.model_path, job.op)
+    model, task = loaded.transformer, loaded.task
     hook = Hook.of(extract(model, task, cell.hook))
     curve: dict[int, Measurement] = {}
     latest: list[Members] = []
@@ -93,7 +86,8 @@ def run_cell(job: Job) -> str:
         return False
 
     def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
-        converged, end = has_converged(curve, steps), curve[steps]
+        end = curve[steps]
+        converged = has_converged(curve[steps // 2].overall(), end.overall())
         frames = [records_of(job, task, step, point.rows, converged) for step, point in curve.items()]
         pd.concat(frames, ignore_index=True).to_parquet(folder / "records.parquet", index=False)
         atoms = atom_table(latest[0], trained.ensemble, hook)
@@ -194,7 +188,7 @@ def summary(end: Measurement, converged: bool) -> dict[str, Any]:
     """The flat `metrics.json` of a cell."""
     figures = {row.metric: row.value for row in end.rows if row.seed is None and not row.null}
     nulls = {f"{row.metric}_{row.null}": row.value for row in end.rows if row.seed is None and row.null}
-    sentence = verdict(end) if "pwmcc" in end.matrices else ""
+    sentence = verdict(end) + ("" if converged else " Not converged.") if "pwmcc" in end.matrices else ""
     return {**figures, **nulls, "converged": converged, "verdict": sentence}
 
 

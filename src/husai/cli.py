@@ -98,12 +98,12 @@ def model_verify(model: ModelArg, op: OpOption = None, json: JsonOption = False)
     from husai.runs import load_model
     from husai.truth.circuit import verify
 
-    loaded, task, ignored = load_model(model, op)
-    if ignored:
+    loaded = load_model(model, op)
+    if ignored := loaded.ignored:
         console.err.print(
             f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False
         )
-    report = verify(loaded, task)
+    report = verify(loaded.transformer, loaded.task)
     if json:
         console.show_json(report.to_json())
     else:
@@ -142,15 +142,17 @@ def activations_extract(
     out: Annotated[Path, typer.Option(help="file to write (.safetensors: x, a, b, label)")] = Path(
         "activations.safetensors"
     ),
+    allow_unverified: UnverifiedOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write the activations of the whole grid at one hook, and print their true subspaces."""
     from husai.activations import extract
-    from husai.runs import load_model
+    from husai.runs import check_gate, load_model
     from husai.suite import describe_hook, save_activations
 
-    loaded, task, _ = load_model(model, op)
-    activations = extract(loaded, task, hook, layer=layer, position=position)
+    loaded = load_model(model, op)
+    transformer, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=allow_unverified)
+    activations = extract(transformer, loaded.task, hook, layer=layer, position=position)
     save_activations(activations, out)
     description = describe_hook(activations)
     if json:

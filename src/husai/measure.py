@@ -26,6 +26,7 @@ from husai.seeding import generator
 from husai.truth.planes import GroundTruth, find_truth
 
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
+MIN_P_DRAWS = 20  # with fewer draws a p-value cannot fall below .05 and none is given
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
 
 
@@ -95,6 +96,10 @@ class Measurement:
     rows: list[Row] = field(default_factory=list)
     matrices: dict[str, Float[np.ndarray, "seeds seeds"]] = field(default_factory=dict)
     nulls: dict[str, NullScore] = field(default_factory=dict)
+
+    def overall(self) -> dict[str, Interval]:
+        """Observed figures over all seeds, by metric."""
+        return {r.metric: Interval(r.value, r.low, r.high) for r in self.rows if r.seed is None and not r.null}
 
     def value(self, metric: str, null: str = "") -> Interval:
         """The ensemble's figure for a metric (mean over seeds or pairs)."""
@@ -205,7 +210,9 @@ def _null_rows(result: Measurement, metric: str, null: str, score: NullScore) ->
     if rescaled is not None:
         result.rows.append(Row(f"{metric}_adjusted", null, *pair_interval(rescaled), n=count))
     result.rows.append(Row(f"{metric}_difference", null, *pair_interval(matrix - score.pairs), n=count))
-    result.rows.append(Row(f"{metric}_p", null, monte_carlo_p(pair_interval(matrix).mean, score.draws), n=count))
+    if count >= MIN_P_DRAWS:
+        p_value = monte_carlo_p(pair_interval(matrix).mean, score.draws)
+        result.rows.append(Row(f"{metric}_p", null, p_value, n=count))
 
 
 def _symmetry_rows(

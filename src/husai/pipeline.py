@@ -148,7 +148,8 @@ def run_pipeline(checkpoint: str, config: SAEConfig, hook: str, layer: int | Non
 
     A stage whose check fails still hands its result on. Raises HusaiError for a checkpoint that cannot be read.
     """
-    model, task, _ = load_model(checkpoint, op)
+    loaded = load_model(checkpoint, op)
+    model, task = loaded.transformer, loaded.task
     board = Board(5)
     activations: Activations | None = None
     trained: Trained | None = None

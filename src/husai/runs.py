@@ -153,11 +153,16 @@ def write_gate(path: Path, report: GateReport) -> None:
 
 
 class LoadedModel(NamedTuple):
-    """A model with its task; `ignored` are names of tensors in the file that the model has no use for."""
+    """A model with its task.
+
+    ignored: names of tensors in the file that the model has no use for. config: what it was trained with, if it comes
+    from a run folder.
+    """
 
     transformer: Transformer
     task: Task
     ignored: tuple[str, ...] = ()
+    config: ModelConfig | None = None
 
 
 def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
@@ -182,10 +187,10 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
             raise HusaiError(f"{path}: holds no transformer weights ({' or '.join(WEIGHT_FILES)})")
         weights = present[0]
     model, ignored = load_weights(weights)
-    config_file = weights.parent / "config.yaml"
-    if config_file.is_file() and op is None:
-        op = ModelConfig.load(config_file).task.op
-    return LoadedModel(replace(model, name=name), Task(op or "add", model.p), ignored)
+    beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing
+    config = ModelConfig.load(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None
+    op = op or (config.task.op if config else "add")
+    return LoadedModel(replace(model, name=name), Task(op, model.p), ignored, config)
 
 
 def check_gate(model: Transformer, task: Task, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:

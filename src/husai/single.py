@@ -8,8 +8,8 @@ from typing import Any
 
 from husai import console
 from husai.activations import extract
+from husai.analysis.convergence import has_converged
 from husai.analysis.stats import Interval
-from husai.cell import EV_TOLERANCE
 from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
@@ -20,12 +20,11 @@ from husai.sae.train import StepLog, TrainedSAEs, mean_log
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.workflow import train_sae_run
 
-OVERLAP_TOLERANCE = 0.01  # a single run has converged if EV and overlap moved less over the last doubling of steps
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
 ADVICE = {
     "accuracy": "Check the gate (`husai model verify`) and train the transformer longer.",
     "overlap": "Check the gate of the transformer and train the SAE longer.",
-    "not converged": "Train longer: EV or overlap still moved over the last doubling of steps.",
+    "not converged": "Train longer: fit, overlap, agreement or live atoms still moved over the last doubling of steps.",
     "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
     "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
     "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
@@ -102,8 +101,8 @@ def train_single(request: Request) -> dict[str, Any]:
             tracker.log(mean, rows[0].step)
             text = "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean)
             bar.update(line, completed=rows[0].step, figures=text)
-            if not request.quiet and not bar.disable:
-                bar.log(f"epoch {rows[0].epoch:6.1f}  {text}")
+            if not request.quiet:
+                bar.console.print(f"epoch {rows[0].epoch:6.1f}  {text}", markup=False)
 
         def finish(_trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
             metrics = summarise(curve[steps][0], curve[steps // 2][0])
@@ -133,11 +132,9 @@ def train_single(request: Request) -> dict[str, Any]:
 
 
 def summarise(end: Measurement, middle: Measurement) -> dict[str, Any]:
-    """Flat metrics over all seeds, nulls beside, and whether EV and overlap were flat over the last doubling of steps."""
+    """Flat metrics over all seeds, nulls beside, and whether the run has converged."""
     figures = {f"{r.metric}_{r.null}" if r.null else r.metric: r.value for r in end.rows if r.seed is None}
-    limits = {"explained_variance": EV_TOLERANCE, "fourier_overlap_unweighted": OVERLAP_TOLERANCE}
-    moved = {name: abs(figures[name] - middle.value(name).mean) for name in limits if name in figures}
-    return {**figures, "converged": all(change < limits[name] for name, change in moved.items())}
+    return {**figures, "converged": has_converged(middle.overall(), end.overall())}
 
 
 def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:

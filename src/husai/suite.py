@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import ModelConfig, SuiteConfig
+from husai.config import ModelConfig, SuiteConfig, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
@@ -68,16 +68,18 @@ def train_and_report(
             if not report.passed:
                 say(f"  attempt {attempt + 1}: the gate failed: {report.failures()}")
 
-        run = train_model(
-            recipe,
-            out,
-            attempts=attempts,
-            on_attempt=on_attempt,
-            on_evaluation=on_evaluation,
-            on_verdict=on_verdict,
-            device=device,
-        )
-    tracker.finish()
+        try:
+            run = train_model(
+                recipe,
+                out,
+                attempts=attempts,
+                on_attempt=on_attempt,
+                on_evaluation=on_evaluation,
+                on_verdict=on_verdict,
+                device=device,
+            )
+        finally:
+            tracker.finish()
     for text in console.gate_lines(run.report):
         say(text)
     say(f"Run folder: {out}")
@@ -104,8 +106,11 @@ def run_suite(
     if isinstance(suite.model, str):
         model_path = suite.model
     else:
-        place = runs / f"{suite.name}-model"
+        place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
         model_path = str(place)
+        if dry_run and not finished(place):
+            say(f"missing  {place}: the model would be trained first")
+            return 0
         if not finished(place):
             code = train_and_report(suite.model, place, device=device, tracking=tracking)
             if code and not allow_unverified:
@@ -161,6 +166,7 @@ def save_activations(activations: Activations, path: Path) -> None:
     task = activations.task
     tensors = {"x": activations.x, "a": task.a, "b": task.b, "label": task.labels}
     metadata = {"hook_name": activations.hook, "model_name": activations.model, "op": task.op, "p": str(task.p)}
+    metadata["verified"] = str(activations.verified)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
@@ -175,6 +181,7 @@ def describe_hook(activations: Activations) -> dict[str, Any]:
     subspaces = truth.subspaces if truth else ()
     return {
         "hook": activations.hook,
+        "verified": activations.verified,
         "shape": list(activations.x.shape),
         "subspaces": [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in subspaces],
         "dim": truth.union.shape[1] if truth else 0,

@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from husai.activations import extract
 from husai.cell import Cell, Job, run_cell
-from husai.config import ModelConfig, SAEConfig, SuiteConfig
+from husai.config import SAEConfig, SuiteConfig
 from husai.errors import HusaiError
 from husai.measure import Hook
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
@@ -27,8 +28,6 @@ from husai.tracking import Mode
 from husai.transformer.model import Transformer, resolve_hook
 from husai.transformer.weights import weights_hash
 from husai.truth.circuit import GateReport
-
-TABLES = ("records", "atoms")
 
 
 def plan(
@@ -45,10 +44,11 @@ def plan(
 
     Raises HusaiError for a model, hook or config that does not fit, GateFailed for a model that is not ground truth.
     """
-    model, task, _ = load_model(model_path)
-    model, report = check_gate(model, task, allow_unverified=allow_unverified)
+    loaded = load_model(model_path)
+    task = loaded.task
+    model, report = check_gate(loaded.transformer, task, allow_unverified=allow_unverified)
     name = model.name if isinstance(suite.model, str) else f"{suite.name}-model"
-    model_seed = _model_seed(Path(model_path))
+    model_seed = loaded.config.training.init_seed if loaded.config else None
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
     identity = weights_hash(model)
     planned = []
@@ -74,15 +74,6 @@ def plan(
     return planned, model, task, report
 
 
-def _model_seed(path: Path) -> int | None:
-    from husai.resources import reference_dir
-
-    for folder in (path, path.parent, reference_dir() / path):
-        if (folder / "config.yaml").is_file():
-            return ModelConfig.load(folder / "config.yaml").training.init_seed
-    return None
-
-
 def sweep(
     planned: list[Job],
     results: Path,
@@ -105,17 +96,25 @@ def sweep(
             on_done(job, False, len(planned))
         else:
             missing.append(job)
-    for left, job in zip(range(len(missing) - 1, -1, -1), _compute(missing, jobs), strict=True):
+    failed: list[str] = []
+    for left, (job, trouble) in zip(range(len(missing) - 1, -1, -1), _compute(missing, jobs), strict=True):
+        if trouble:
+            failed.append(f"{job.cell.title}: {trouble}")
+            continue
         collect(results, job)
         on_done(job, True, left)
+    if failed:
+        raise HusaiError(f"{len(failed)} of {len(planned)} cells failed, the others are kept; {'; '.join(failed)}")
 
 
-def _compute(missing: list[Job], jobs: int) -> Iterator[Job]:
-    """Run jobs here or in worker processes; yields each as it finishes. Leaves no process and no temporary folder."""
+def _compute(missing: list[Job], jobs: int) -> Iterator[tuple[Job, str]]:
+    """Run jobs here or in worker processes; yields each as it ends, with what went wrong or ''.
+
+    Leaves no process and no temporary folder behind.
+    """
     if jobs == 1 or len(missing) <= 1:
         for job in missing:
-            run_cell(job)
-            yield job
+            yield job, _trouble(lambda job=job: run_cell(job))
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
@@ -124,9 +123,7 @@ def _compute(missing: list[Job], jobs: int) -> Iterator[Job]:
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                job = waiting.pop(future)
-                future.result()
-                yield job
+                yield waiting.pop(future), _trouble(future.result)
     finally:
         workers = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
@@ -137,6 +134,17 @@ def _compute(missing: list[Job], jobs: int) -> Iterator[Job]:
             folder = Path(job.folder)
             for leftover in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _trouble(work: Callable[[], object]) -> str:
+    """Why a cell could not be computed, or ''. One bad cell does not end a sweep."""
+    try:
+        work()
+    except HusaiError as error:
+        return str(error)
+    except BrokenProcessPool:
+        return "its worker process died, as for want of memory; fewer --jobs may help"
+    return ""
 
 
 def _ignore_interrupts() -> None:
@@ -176,7 +184,7 @@ def collect(results: Path, job: Job) -> None:
             "finished": spent["finished"],
         }
         _append(results / "costs.parquet", pd.DataFrame([cost]))
-        _append(results / "atoms.parquet", pd.read_parquet(folder / "atoms.parquet"))
+        _append(results / "atoms.parquet", pd.read_parquet(folder / "atoms.parquet").assign(suite=job.suite))
         _append(results / "records.parquet", pd.read_parquet(folder / "records.parquet").assign(suite=job.suite))
     except OSError as error:
         raise HusaiError(f"{results}: cannot be written ({reason(error)})") from None
@@ -196,7 +204,11 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
 
 
 def write_truth(results: Path, planned: list[Job], model: Transformer, task: Task, report: GateReport) -> None:
-    """`gate.json` and `truth.json`: the model's gate report, and the true subspaces of every hook of the suite."""
+    """What belongs to a suite as a whole: its cells, its model's gate report, and the true subspaces of its hooks.
+
+    `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides.
+    """
+    write_atomic(results / "cells.json", json.dumps([job.cell.run_id for job in planned], indent=2) + "\n")
     write_atomic(
         results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n"
     )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from husai.analysis.fit import evaluate_fit, live_atoms
+from husai.analysis.fit import evaluate_fit
 from husai.sae.base import Dictionary
 
 # Mean (1, 11), Σ‖x − x̄‖² = 4·2 = 8.
@@ -38,16 +38,16 @@ def test_sparsity_by_hand():
     assert fit.l0 == pytest.approx((1 + 2 + 0 + 2) / 4)
     assert fit.dead == pytest.approx(1 / 3)
     assert fit.firing_rate.tolist() == [0.75, 0.5, 0.0]
-    assert fit.energy.tolist() == [1 + 1 + 9, 4 + 1, 0]
+    assert fit.energy.tolist() == pytest.approx([25 * (1 + 1 + 9), 4 * (4 + 1), 0])  # rows of norm 5 and 2
     assert fit.live.tolist() == [True, True, False]
 
 
 def test_a_latent_that_fires_once_is_alive():
-    codes = torch.zeros(1000, 2)
+    codes = torch.zeros(1000, 3)
     codes[617, 1] = 1e-6
-    fit = evaluate_fit(dictionary(torch.randn(1000, 2)), torch.randn(1000, 2), codes)
-    assert fit.live.tolist() == [False, True]
-    assert fit.dead == 0.5
+    fit = evaluate_fit(dictionary(torch.ones(1000, 2)), torch.arange(2000.0).reshape(1000, 2), codes)
+    assert fit.live.tolist() == [False, True, False]
+    assert fit.dead == pytest.approx(2 / 3)
 
 
 def test_given_codes_save_encoding():
@@ -58,5 +58,9 @@ def test_given_codes_save_encoding():
     assert evaluate_fit(lazy, X, CODES).l0 == pytest.approx(1.25)
 
 
-def test_live_atoms_are_the_unit_rows_of_latents_that_fire():
-    torch.testing.assert_close(live_atoms(dictionary(X), CODES), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+def test_energy_does_not_depend_on_how_an_atom_and_its_code_share_their_scale():
+    scaled = Dictionary(torch.tensor([[2.0, 0.0]]), lambda x: x, lambda codes: codes)
+    unit = Dictionary(torch.tensor([[1.0, 0.0]]), lambda x: x, lambda codes: codes)
+    codes = torch.tensor([[1.0], [3.0], [0.0], [2.0]])
+    assert float(evaluate_fit(scaled, codes, codes / 2).energy) == pytest.approx(14)
+    assert float(evaluate_fit(unit, codes, codes).energy) == pytest.approx(14)

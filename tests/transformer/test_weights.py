@@ -131,7 +131,7 @@ def test_pickled_code_is_refused_and_does_not_run(fresh, tmp_path, dump):
     assert marker.is_dir()  # the trap works
     marker.rmdir()
     dump(fresh().params | {"extra": RunsCode(marker)}, path)
-    assert refusal(load_weights, path).startswith(f"{path}: is a pickle that would run code when loaded")
+    assert refusal(load_weights, path).startswith(f"{path}: is damaged, or a pickle that would run code when loaded")
     assert not marker.exists()
 
 

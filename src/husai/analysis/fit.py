@@ -11,7 +11,8 @@ from husai.sae.base import Dictionary
 class Fit(NamedTuple):
     """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes above 0.
 
-    dead: fraction of latents that fire on no row. firing_rate, energy (Σ f² over rows): (d_sae,).
+    dead: fraction of latents that fire on no row. firing_rate: (d_sae,). energy: (d_sae,), Σ (f_i·‖W_dec,i‖)² over rows,
+    so that scaling an atom against its code changes nothing.
     """
 
     explained_variance: float
@@ -42,10 +43,5 @@ def evaluate_fit(
         l0=float(fires.sum(1).double().mean()),
         dead=float((rate == 0).double().mean()),
         firing_rate=rate,
-        energy=codes.double().pow(2).sum(0),
+        energy=(codes.double() * dictionary.W_dec.double().norm(dim=-1)).pow(2).sum(0),
     )
-
-
-def live_atoms(dictionary: Dictionary, codes: Float[Tensor, "samples d_sae"]) -> Float[Tensor, "n_live d_in"]:
-    """Unit decoder rows of the latents that fire somewhere."""
-    return dictionary.atoms[(codes > 0).any(0)]

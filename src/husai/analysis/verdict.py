@@ -17,7 +17,9 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     if not above:
         return f"{value} exceeds no rung; it does not even exceed {rest[0]}."
     if not rest:
-        return f"{value} exceeds every rung that needs no training: {', '.join(above)}."
+        untold = [name for name in rungs if name not in names]
+        but = f" (no interval for {', '.join(untold)})" if untold else ""
+        return f"{value} exceeds every rung that needs no training: {', '.join(above)}{but}."
     return f"{value} exceeds {', '.join(above)}, but not {', '.join(rest)}."
 
 
@@ -29,7 +31,7 @@ def symmetry_sentence(
         return "Fewer than 3 seeds give no interval, so the symmetry figures are not read."
     if moved < MOVED:
         return f"Shifts move only {moved:.0%} of these atoms' energy, so the symmetry figures say little."
-    if aligned.low <= aligned_null.high:
+    if aligned.low <= aligned_null.high + CLOSE:
         return "Even the best shift does not bring the seeds together beyond data points."
     if score > shifted + CLOSE:
         return "The seeds share absolute phases: a shifted copy agrees less."

@@ -282,11 +282,16 @@ FIGURES: dict[str, Callable[[SuiteResults], Figure]] = {
 }
 
 
+OF_PAIRS = ("ladder", "stability_over_steps", "stability_matrices")  # there is nothing to compare with one seed
+
+
 def write_figures(results: SuiteResults, out: Path) -> list[Path]:
     """Every figure as PDF and PNG in `out/figures`; returns the files."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in FIGURES.items():
+        if results.seeds < 2 and name in OF_PAIRS:
+            continue
         with plt.rc_context(cast(Any, STYLE)):
             figure = draw(results)
             for suffix in ("pdf", "png"):

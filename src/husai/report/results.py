@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from husai.analysis.stats import Interval
 from husai.errors import HusaiError
 
 NULLS = ("ambient", "untrained", "data", "data_points")
-FILES = ("records.parquet", "atoms.parquet", "gate.json", "truth.json")
+FILES = ("records.parquet", "atoms.parquet", "gate.json", "truth.json", "cells.json")
 NAN = float("nan")
 
 
@@ -81,7 +81,7 @@ class CellView:
 
 @dataclass(frozen=True)
 class SuiteResults:
-    """Everything a report reads."""
+    """Everything a report reads: the cells that `cells.json` lists, as far as they are finished."""
 
     folder: Path
     records: pd.DataFrame
@@ -100,7 +100,10 @@ class SuiteResults:
             texts = [json.loads((folder / name).read_text(encoding="utf-8")) for name in FILES[2:]]
         except (OSError, ValueError) as error:
             raise HusaiError(f"{folder}: holds a damaged table ({error.__class__.__name__})") from None
-        return cls(folder, tables[0], tables[1], texts[0], texts[1])
+        records, atoms = (cast(pd.DataFrame, table[table["run_id"].isin(texts[2])]) for table in tables)
+        if len(records) == 0:
+            raise HusaiError(f"{folder}: holds no finished cell of its suite yet")
+        return cls(folder, records, atoms, texts[0], texts[1])
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -130,6 +131,8 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
     with torch.no_grad():
         weights = sae.W_dec.detach().float().clone()
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # its codes carry the norms already
+            weights = F.normalize(weights, dim=-1)
 
     def encode(x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise HusaiError(
-            f"{path}: is a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
+            f"{path}: is damaged, or a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
         ) from None
     except Exception:  # arbitrary bytes make the unpickler fail in arbitrary ways
         raise HusaiError(f"{path}: is not a complete PyTorch file; it may be truncated") from None
