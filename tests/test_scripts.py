@@ -16,8 +16,8 @@ from husai.transformer.weights import save_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 QUICK = {
-    "sae": {"architecture": "topk", "d_sae": 128, "k": 8, "k_aux": 8, "dead_steps": 10},
-    "training": {"steps": 150, "batch_size": 512, "lr": 3e-3},
+    "sae": {"architecture": "topk", "d_sae": 32, "k": 8, "k_aux": 8, "dead_steps": 10},
+    "training": {"steps": 150, "batch_size": 512, "lr": 3e-3, "resample_every": 20},
 }
 
 
@@ -65,7 +65,9 @@ def test_stage_2_fails_alone_when_activations_cannot_be_repeated(config, monkeyp
 
 
 def test_stage_3_fails_alone_when_latents_die(config, capsys):
-    dying = SAEConfig.parse({**QUICK, "sae": {"architecture": "topk", "d_sae": 1024, "k": 8, "auxk_coefficient": 0.0}})
+    dying = SAEConfig.parse(
+        {**QUICK, "sae": {"architecture": "topk", "d_sae": 128, "k": 2, "k_aux": 2, "dead_steps": 10}}
+    )
     assert pipeline.run_pipeline("add-p59-0", dying, "resid_post") == 1
     output = capsys.readouterr().out
     assert failed_stages(output) == [3]
