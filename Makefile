@@ -24,7 +24,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test: lint ## lint, types, and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens
 	$(BIN)/python scripts/check_wheel.py
