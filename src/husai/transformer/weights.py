@@ -5,6 +5,7 @@ No pickled code is ever run: `.pt` files are read with `weights_only=True`.
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".pt", ".pth"):
         raise HusaiError(f"{path}: weights must be a .safetensors, .pt or .pth file")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickle protocols, which the refusal below says better
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise HusaiError(
             f"{path}: is damaged, or a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
