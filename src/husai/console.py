@@ -44,11 +44,11 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
             code = fail(f"{error.filename or 'a file'}: {reason(error)}", 2)
         except KeyboardInterrupt:
             code = fail(
-                "interrupted; nothing half-written remains, and the same command goes on from what is finished", 130
+                "interrupted; nothing half-written remains, and a sweep goes on from its finished cells", 130
             )
         except Terminated:
             code = fail(
-                "terminated; nothing half-written remains, and the same command goes on from what is finished", 143
+                "terminated; nothing half-written remains, and a sweep goes on from its finished cells", 143
             )
         sys.exit(code)
 
