@@ -43,13 +43,9 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
         except OSError as error:
             code = fail(f"{error.filename or 'a file'}: {reason(error)}", 2)
         except KeyboardInterrupt:
-            code = fail(
-                "interrupted; nothing half-written remains, and a sweep goes on from its finished cells", 130
-            )
+            code = fail("interrupted; nothing half-written remains, and a sweep goes on from its finished cells", 130)
         except Terminated:
-            code = fail(
-                "terminated; nothing half-written remains, and a sweep goes on from its finished cells", 143
-            )
+            code = fail("terminated; nothing half-written remains, and a sweep goes on from its finished cells", 143)
         sys.exit(code)
 
     return run
