@@ -24,7 +24,7 @@ def main(
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
     position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
-    seed: Annotated[int | None, typer.Option(help="sets the init and the data seed")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="sets the init and the data seed")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the grid, in place of training.steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="training.batch_size")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="training.lr")] = None,

@@ -75,7 +75,7 @@ def smoke(
 def model_train(
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as add-p113")] = "add-p113",
-    seed: Annotated[int | None, typer.Option(help="sets the init, split and batch seeds")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="sets the init, split and batch seeds")] = None,
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/model"),
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: DeviceOption = "cpu",
@@ -163,6 +163,8 @@ def activations_extract(
     )
     for subspace in description["subspaces"]:
         say(f"  {subspace['label']:<24} share {subspace['share']:.3f}  dimensions {subspace['dim']}")
+    if not description["subspaces"]:
+        say("  no Fourier family explains 1% of the variance here: there is no truth to recover at this hook")
     return None
 
 
@@ -179,7 +181,7 @@ def sae_train(
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
     device: DeviceOption = "cpu",
     allow_unverified: UnverifiedOption = False,
-    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    quiet: Annotated[bool, typer.Option(help="print nothing but errors")] = False,
     json: JsonOption = False,
 ) -> int:
     """Train SAEs on one hook of a verified model; the folder opens with sae_lens.SAE.load_from_disk."""

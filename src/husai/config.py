@@ -5,18 +5,20 @@ the identity of the run (`content_hash`). Where things run (device, folders, tra
 """
 
 import copy
+import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from husai.errors import HusaiError
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Config(BaseModel):
@@ -30,30 +32,70 @@ class Config(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise HusaiError(f"{where}: {_explain(error)}") from None
+            raise HusaiError(f"{where}: {_explain(error, cls)}") from None
 
     @classmethod
     def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Self:
         """Read a YAML file and apply `key=value` overrides with dotted keys, such as `sae.k=8`."""
-        return cls.parse(override(read_yaml(path), overrides), str(path))
+        where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+        return cls.parse(override(read_yaml(path), overrides), where)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a pydantic error as one sentence."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    unknown = first["type"] == "extra_forbidden"
+    path, holder = _locate(first["loc"], model, unknown=unknown)
+    key = ".".join(path) or "(top level)"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{more}"
+    if unknown:
+        allowed = list(holder.model_fields)
+        close = difflib.get_close_matches(path[-1], allowed, n=1)
+        meant = f", did you mean '{close[0]}'?" if close else "."
+        return f"unknown key '{key}'{meant} Allowed here: {', '.join(allowed)}{more}"
     if first["type"] == "missing":
         return f"key '{key}' is missing{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"key '{key}.architecture' is missing{more}"
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        return f"'{key}.architecture': must be {context['expected_tags']}, got '{context['tag']}'{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
     return f"'{key}': {message[0].lower() + message[1:]}{shown}{more}"
+
+
+def _locate(
+    location: tuple[int | str, ...], model: type[BaseModel], *, unknown: bool
+) -> tuple[list[str], type[BaseModel]]:
+    """The key a pydantic location means, as written in YAML, and the innermost config that holds it.
+
+    Where a key may hold one of several things, pydantic adds the tag of the one it chose: no key, so it is left out.
+    unknown: whether the last part is a key that no config has.
+    """
+    path: list[str] = []
+    choices: list[type[BaseModel]] = []
+    for place, part in enumerate(location, 1):
+        is_key = isinstance(part, int) or part in model.model_fields or (unknown and place == len(location))
+        if is_key:
+            path.append(str(part))
+        elif len(choices) > 1:
+            model = next(c for c in choices if c.model_fields["architecture"].default == part)
+        if isinstance(part, str) and is_key and part in model.model_fields:
+            choices = _configs_in(model.model_fields[part].annotation)
+            model = choices[0] if len(choices) == 1 else model
+    return path, model
+
+
+def _configs_in(annotation: object) -> list[type[BaseModel]]:
+    """The config classes that occur in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _configs_in(part)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -132,9 +174,9 @@ class TransformerTrainingConfig(Config):
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
-    init_seed: int = Field(default=0, ge=0, description="seed of the initial weights")
-    split_seed: int = Field(default=0, ge=0, description="seed of the train/test split")
-    batch_seed: int = Field(default=0, ge=0, description="seed of the order of batches")
+    init_seed: Seed = Field(default=0, description="seed of the initial weights")
+    split_seed: Seed = Field(default=0, description="seed of the train/test split")
+    batch_seed: Seed = Field(default=0, description="seed of the order of batches")
     shuffle_labels: bool = Field(
         default=False, description="negative control: permute the labels, so that nothing general can be learned"
     )
@@ -234,8 +276,8 @@ class SAEConfig(Config):
 
     sae: ArchitectureConfig
     training: SAETrainingConfig = SAETrainingConfig()
-    init_seeds: tuple[int, ...] = Field((0,), description="seed of the initial weights, one an SAE")
-    data_seeds: tuple[int, ...] = Field((0,), description="seed of the order of batches, one an SAE")
+    init_seeds: tuple[Seed, ...] = Field((0,), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[Seed, ...] = Field((0,), description="seed of the order of batches, one an SAE")
 
     @model_validator(mode="after")
     def _seeds_pair(self) -> Self:
@@ -273,15 +315,19 @@ class SuiteEntry(Config):
     training: SAETrainingConfig = SAETrainingConfig()
 
 
+NameOrRecipe = Annotated[
+    Annotated[str, Tag("name")] | Annotated[ModelConfig, Tag("recipe")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "recipe"),
+]
+
+
 class SuiteConfig(Config):
     """A sweep: one model × hooks × entries × seeds."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
-    model: str | ModelConfig = Field(
-        default="add-p113-0", description="a MODEL by name or path, or a recipe to train first"
-    )
+    model: NameOrRecipe = Field(default="add-p113-0", description="a MODEL by name or path, or a recipe to train first")
     hooks: tuple[str, ...] = Field(min_length=1, description="hooks, short or full")
     entries: tuple[SuiteEntry, ...] = Field(min_length=1)
-    init_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
-    data_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
+    init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()

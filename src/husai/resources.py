@@ -8,9 +8,14 @@ _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
 
 
+def in_checkout() -> bool:
+    """Whether the package runs from a checkout of its repository, not from an installed wheel."""
+    return (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "configs").is_dir()
+
+
 def _root() -> tuple[Path, Path]:
     """Folders of configs and of reference models."""
-    if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "configs").is_dir():
+    if in_checkout():
         return _CHECKOUT / "configs", _CHECKOUT / "results" / "reference"
     return _PACKAGE / "_data" / "configs", _PACKAGE / "_data" / "reference"
 
@@ -30,13 +35,18 @@ def find_config(reference: str | Path, kind: str) -> Path:
 
     `configs/suites/smoke.yaml` and `smoke` both work from any folder. Raises HusaiError with the names there are.
     """
+    if not str(reference):
+        raise HusaiError(f"config: the name is empty; give a YAML file or one of {', '.join(_shipped(kind))}")
     path = Path(reference)
     shipped = _root()[0]
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
     for candidate in (path, shipped.joinpath(*parts), shipped / kind / path, shipped / kind / f"{path}.yaml"):
         if candidate.is_file():
             return candidate
-    names = sorted(file.stem for file in (shipped / kind).glob("*.yaml"))
     raise HusaiError(
-        f"config {reference}: no such file, and no shipped config of that name; shipped are {', '.join(names)}"
+        f"config {reference}: no such file, and no shipped config of that name; shipped are {', '.join(_shipped(kind))}"
     )
+
+
+def _shipped(kind: str) -> list[str]:
+    return sorted(file.stem for file in (_root()[0] / kind).glob("*.yaml"))

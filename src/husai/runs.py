@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from husai.config import Config, ModelConfig
 from husai.errors import HusaiError
-from husai.resources import reference_dir, reference_names
+from husai.resources import in_checkout, reference_dir, reference_names
 from husai.tasks import Task
 from husai.transformer.model import Transformer
 from husai.transformer.weights import load_weights
@@ -37,6 +37,13 @@ class GateFailed(Exception):
     """A model that should be ground truth fails the gate; the message names the failed conditions and by how much."""
 
 
+def require_free(place: Path) -> None:
+    """Raises HusaiError unless a run folder can be made at `place`: nothing is there, or an empty folder."""
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        what = "already holds a finished run" if (place / DONE).exists() else "exists and is not an empty folder"
+        raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
+
+
 @contextmanager
 def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Path]:
     """A fresh folder to fill; on success it gets `DONE` and becomes `place`, on any failure nothing remains.
@@ -44,9 +51,8 @@ def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Pat
     Raises HusaiError if `place` already holds a finished run (unless `replace_existing`), holds foreign files, or
     cannot be written (also when the disk fills up meanwhile).
     """
-    if place.exists() and not replace_existing and (not place.is_dir() or any(place.iterdir())):
-        what = "already holds a finished run" if (place / DONE).exists() else "exists and is not an empty folder"
-        raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
+    if not replace_existing:
+        require_free(place)
     temporary: Path | None = None
     created = [folder for folder in place.parents if not folder.exists()]
     try:
@@ -126,6 +132,9 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None for an installed package, whatever holds its folder."""
+    if not in_checkout():
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -169,8 +178,11 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     """The model that `reference` means, with its task.
 
     A MODEL is a reference name (`add-p113-0`), a run folder or a weights file. The op comes from the folder's config,
-    or is `op` (default add) for a bare file. Raises HusaiError if nothing is found or it cannot be read.
+    or is `op` (default add) for a bare file. Raises HusaiError if nothing is found, it cannot be read, or `op` is not
+    the op that the folder's config names.
     """
+    if not str(reference):
+        raise HusaiError("model: the name is empty; give a reference name, a run folder or a weights file")
     path = Path(reference)
     if not path.exists() and (reference_dir() / str(reference)).is_dir():
         path = reference_dir() / str(reference)
@@ -189,8 +201,10 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     model, ignored = load_weights(weights)
     beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing
     config = ModelConfig.load(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None
-    op = op or (config.task.op if config else "add")
-    return LoadedModel(replace(model, name=name), Task(op, model.p), ignored, config)
+    task = Task(op or (config.task.op if config else "add"), model.p)
+    if config and (known := Task(config.task.op, model.p)) != task:
+        raise HusaiError(f"model {reference}: its config.yaml says that it computes {known.op}, not {task.op}")
+    return LoadedModel(replace(model, name=name), task, ignored, config)
 
 
 def check_gate(model: Transformer, task: Task, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:

@@ -14,7 +14,7 @@ from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
-from husai.runs import check_gate, load_model
+from husai.runs import check_gate, load_model, require_free
 from husai.sae.base import SAEEnsemble
 from husai.sae.train import StepLog, TrainedSAEs, mean_log
 from husai.tracking import PROJECT, Mode, open_tracker
@@ -23,13 +23,15 @@ from husai.workflow import train_sae_run
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
 ADVICE = {
     "accuracy": "Check the gate (`husai model verify`) and train the transformer longer.",
-    "overlap": "Check the gate of the transformer and train the SAE longer.",
+    "overlap": "Check the gate of the transformer (`husai model verify`) and train the SAE longer.",
+    "overlap, gate passed": "The gate passed, so train the SAE longer, or with fewer latents or a smaller k.",
     "not converged": "Train longer: fit, overlap, agreement or live atoms still moved over the last doubling of steps.",
     "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
     "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
     "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
-    "dead": "Halve training.lr, resample dead latents (training.resample_every) or resample them more often, "
-    "or switch AuxK on (sae.auxk_coefficient).",
+    "dead": "Halve training.lr, or resample dead latents (training.resample_every) more often.",
+    "dead, AuxK off": "Switch AuxK on (sae.auxk_coefficient 1), or halve training.lr.",
+    "dead, no resampling": "Resample dead latents (training.resample_every), or halve training.lr.",
     "ev": "Train longer, raise sae.k (or lower λ), or widen sae.d_sae.",
 }
 
@@ -69,6 +71,7 @@ def train_single(request: Request) -> dict[str, Any]:
 
     Raises HusaiError for bad input and GateFailed for a model that is not ground truth (unless allowed).
     """
+    require_free(request.out)
     loaded = load_model(request.model, request.op)
     model, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=request.allow_unverified)
     hook = Hook.of(extract(model, loaded.task, request.hook, layer=request.layer, position=request.position))
@@ -151,12 +154,19 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
         found.append(Check("L0", f"{l0:.2f} ({share:.1%} of latents)", "1% to 10% of latents", verdict, advice))
     found.append(Check("explained variance", f"{ev:.4f}", "> 0.85", "met" if ev > 0.85 else "missed", "ev"))
     verdict = "met" if dead < 0.15 else "acceptable" if dead < 0.2 else "missed"
-    found.append(Check("dead latents", f"{dead:.1%}", "< 15% (20% acceptable)", verdict, "dead"))
+    found.append(Check("dead latents", f"{dead:.1%}", "< 15% (20% acceptable)", verdict, _dead_advice(config)))
     converged = "met" if metrics["converged"] else "missed"
     found.append(
         Check("convergence", "flat" if metrics["converged"] else "not converged", "flat", converged, "not converged")
     )
     return found
+
+
+def _dead_advice(config: SAEConfig) -> str:
+    """What is left to try against dead latents with this config."""
+    if config.sae.architecture == "topk" and config.sae.auxk_coefficient == 0:
+        return "dead, AuxK off"
+    return "dead" if config.training.resample_every else "dead, no resampling"
 
 
 def overlap_verdict(metrics: dict[str, Any]) -> str:
@@ -181,7 +191,8 @@ def report(config: SAEConfig, hook: Hook, metrics: dict[str, Any], end: Measurem
     else:
         fourier = _overlap_lines(metrics, end)
         if overlap_verdict(metrics) == "POOR":
-            missed.append(Check("fourier_overlap", "", "", "missed", "overlap"))
+            advice = "overlap, gate passed" if hook.activations.verified else "overlap"
+            missed.append(Check("fourier_overlap", "", "", "missed", advice))
     names = ", ".join(check.name for check in missed)
     observations = f"Missed: {names}." if missed else "Every criterion is met."
     steps = (
@@ -224,8 +235,10 @@ def _overlap_lines(metrics: dict[str, Any], end: Measurement) -> str:
     names = ("ambient", "untrained", "data", "data_points")
     nulls = ", ".join(f"{name} {metrics[f'fourier_overlap_{name}']:.3f}" for name in names)
     above = [name for name in names if score.mean > metrics[f"fourier_overlap_{name}"]]
+    beyond = "data" in above and "data_points" in above
+    reading = "more than" if beyond else "no more than"
     return (
-        f"**{overlap_verdict(metrics)}**: fourier_overlap {score.mean:.3f} (chance: {nulls}). "
-        f"Bands: GOOD from {GOOD}, MODERATE from {MODERATE}. It exceeds {', '.join(above) or 'no chance level'}; only what "
-        "exceeds data and data_points is more than the shape of the data."
+        f"**{overlap_verdict(metrics)}** by the bands of earlier work (GOOD from {GOOD}, MODERATE from {MODERATE}), "
+        f"**{'beyond' if beyond else 'not beyond'} chance**: fourier_overlap {score.mean:.3f} (chance: {nulls}). "
+        f"It exceeds {', '.join(above) or 'no chance level'}, which is {reading} the shape of the data brings by itself."
     )

@@ -18,8 +18,9 @@ from husai.measure import Hook
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.write import write_report
-from husai.runs import DONE, GateFailed, finished, reason, whole_folder
+from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
+from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
@@ -37,7 +38,9 @@ def train_and_report(
     project: str = PROJECT,
 ) -> int:
     """Train with a progress bar, print the gate report of the kept attempt; 0 if it passed, else 1."""
-    say(f"Training a transformer on {recipe.task.op} mod {recipe.task.p} ({recipe.training.steps} steps)")
+    require_free(out)
+    task = Task(recipe.task.op, recipe.task.p)
+    say(f"Training a transformer on {task.op} mod {task.p} ({recipe.training.steps} steps)")
     tracker = open_tracker(
         tracking,
         project=project,
@@ -162,7 +165,12 @@ def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") 
 
 
 def save_activations(activations: Activations, path: Path) -> None:
-    """x with its a, b and label columns as safetensors. Raises HusaiError if the file cannot be written."""
+    """x with its a, b and label columns as safetensors. Raises HusaiError if the file cannot be written.
+
+    The name must end in .safetensors.
+    """
+    if path.suffix != ".safetensors":
+        raise HusaiError(f"{path}: activations are written as .safetensors; give the file that ending")
     task = activations.task
     tensors = {"x": activations.x, "a": task.a, "b": task.b, "label": task.labels}
     metadata = {"hook_name": activations.hook, "model_name": activations.model, "op": task.op, "p": str(task.p)}

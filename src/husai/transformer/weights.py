@@ -152,8 +152,13 @@ def _check_shapes(params: Params, layout: str, where: str) -> None:
 
 
 def load_weights(path: Path) -> tuple[Transformer, tuple[str, ...]]:
-    """Read a weights file; see `read_tensors` and `from_state_dict` for what is accepted and raised."""
+    """Read a weights file; see `read_tensors` and `from_state_dict` for what is accepted and raised.
+
+    Raises HusaiError also if a parameter holds NaN or infinity.
+    """
     model, ignored = from_state_dict(read_tensors(path), str(path))
+    if broken := [name for name, value in model.params.items() if not bool(value.isfinite().all())]:
+        raise HusaiError(f"{path}: '{broken[0]}' holds NaN or infinity; weights must be finite")
     return model, ignored
 
 
