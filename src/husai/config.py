@@ -304,7 +304,7 @@ class AnalysisConfig(Config):
         default=16, description="shifts averaged over at the end, for more than 256 atoms; below that all"
     )
     curve_shifts: Positive = Field(
-        default=4, description="shifts averaged and searched at the other points, for more than 256 atoms"
+        default=4, description="shifts averaged and searched at the other points of the curve"
     )
 
 

@@ -228,9 +228,8 @@ def _symmetry_rows(
     if len(members.atoms) < 2:
         return
     order = len(shifts.maps)
-    some = analysis.shifts if final else analysis.curve_shifts
-    averaged = spaced(1, order, some if wide else order)
-    searched = spaced(0, order, order if final or not wide else some)
+    averaged = spaced(1, order, analysis.curve_shifts if not final else analysis.shifts if wide else order)
+    searched = spaced(0, order, order if final else analysis.curve_shifts)
     support = [float((atoms @ shifts.basis).pow(2).sum(1).mean()) for atoms in members.atoms]
     _per_seed(result, "shift_support", support)
     _pair_rows(result, "shifted", pairwise(members.atoms, lambda A, B: shifted(A, B, shifts, averaged)))

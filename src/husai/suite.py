@@ -24,6 +24,7 @@ from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
+from husai.truth.planes import describe
 from husai.workflow import ATTEMPTS, train_model
 
 
@@ -37,7 +38,25 @@ def train_and_report(
     tracking: Mode = "none",
     project: str = PROJECT,
 ) -> int:
-    """Train with a progress bar, print the gate report of the kept attempt; 0 if it passed, else 1."""
+    """Train with a progress bar, print the gate report of the kept attempt and where it is; 0 if it passed, else 1."""
+    passed = train_watched(
+        recipe, out, attempts=attempts, device=device, quiet=quiet, tracking=tracking, project=project
+    )
+    say(f"Run folder: {out}")
+    return 0 if passed else 1
+
+
+def train_watched(
+    recipe: ModelConfig,
+    out: Path,
+    *,
+    attempts: int = ATTEMPTS,
+    device: str = "cpu",
+    quiet: bool = False,
+    tracking: Mode = "none",
+    project: str = PROJECT,
+) -> bool:
+    """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
     task = Task(recipe.task.op, recipe.task.p)
     say(f"Training a transformer on {task.op} mod {task.p} ({recipe.training.steps} steps)")
@@ -85,12 +104,9 @@ def train_and_report(
             tracker.finish()
     for text in console.gate_lines(run.report):
         say(text)
-    say(f"Run folder: {out}")
     if not run.report.passed:
-        console.fail(
-            f"no attempt of {attempts} passed the gate; {out} holds the best one, and its gate.json says why", 1
-        )
-    return 0 if run.report.passed else 1
+        console.fail(f"no attempt of {attempts} passed the gate; above is the report of the best one", 1)
+    return run.report.passed
 
 
 def run_suite(
@@ -103,8 +119,13 @@ def run_suite(
     allow_unverified: bool = False,
     dry_run: bool = False,
     tracking: Mode = "none",
+    shown: Path | None = None,
 ) -> int:
-    """Train the suite's model if it is a recipe, compute the missing cells, write results and report."""
+    """Train the suite's model if it is a recipe, compute the missing cells, write results and report.
+
+    shown: what messages call `results`, if that is only a temporary place.
+    """
+    shown = shown or results
     start = time.perf_counter()
     if isinstance(suite.model, str):
         model_path = suite.model
@@ -115,9 +136,9 @@ def run_suite(
             say(f"missing  {place}: the model would be trained first")
             return 0
         if not finished(place):
-            code = train_and_report(suite.model, place, device=device, tracking=tracking)
-            if code and not allow_unverified:
-                return code
+            passed = train_watched(suite.model, place, device=device, tracking=tracking)
+            if not passed and not allow_unverified:
+                return 1
     planned, model, task, gate = plan(
         suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
@@ -140,9 +161,7 @@ def run_suite(
     write_truth(results, planned, model, task, gate)
     sweep(planned, results, jobs=jobs, on_done=on_done)
     files = write_report(results, results)
-    say(
-        f"{len(files)} tables and figures in {results} after {time.perf_counter() - start:.0f} s; read summary.md first"
-    )
+    say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
     return 0
 
 
@@ -152,7 +171,7 @@ def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") 
     if out.exists() and not (out.is_dir() and ((out / DONE).exists() or not any(out.iterdir()))):
         raise HusaiError(f"{out}: exists and is not an earlier smoke run; choose another folder or remove it")
     with whole_folder(out, replace_existing=True) as folder:
-        code = run_suite(suite, folder, folder / "runs", jobs=jobs, device=device)
+        code = run_suite(suite, folder, folder / "runs", jobs=jobs, device=device, shown=out)
         if code:
             raise GateFailed("the smoke run ends here, since no transformer passed the gate")
     say()
@@ -185,13 +204,5 @@ def save_activations(activations: Activations, path: Path) -> None:
 
 def describe_hook(activations: Activations) -> dict[str, Any]:
     """The true subspaces of a hook as plain data; an empty list if there is no truth."""
-    truth = Hook.of(activations).truth
-    subspaces = truth.subspaces if truth else ()
-    return {
-        "hook": activations.hook,
-        "verified": activations.verified,
-        "shape": list(activations.x.shape),
-        "subspaces": [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in subspaces],
-        "dim": truth.union.shape[1] if truth else 0,
-        "unexplained": truth.unexplained if truth else None,
-    }
+    named = {"hook": activations.hook, "verified": activations.verified, "shape": list(activations.x.shape)}
+    return named | describe(Hook.of(activations).truth)

@@ -28,6 +28,7 @@ from husai.tracking import Mode
 from husai.transformer.model import Transformer, resolve_hook
 from husai.transformer.weights import weights_hash
 from husai.truth.circuit import GateReport
+from husai.truth.planes import describe
 
 
 def plan(
@@ -206,19 +207,17 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
 def write_truth(results: Path, planned: list[Job], model: Transformer, task: Task, report: GateReport) -> None:
     """What belongs to a suite as a whole: its cells, its model's gate report, and the true subspaces of its hooks.
 
-    `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides.
+    `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides. Since
+    ids name model and hooks, files written for the same ids stay as they are.
     """
-    write_atomic(results / "cells.json", json.dumps([job.cell.run_id for job in planned], indent=2) + "\n")
+    cells = json.dumps([job.cell.run_id for job in planned], indent=2) + "\n"
+    files = [results / name for name in ("cells.json", "gate.json", "truth.json")]
+    if all(file.is_file() for file in files) and files[0].read_text(encoding="utf-8") == cells:
+        return
     write_atomic(
         results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n"
     )
-    hooks = {}
-    for name in dict.fromkeys(job.cell.hook for job in planned):
-        truth = Hook.of(extract(model, task, name)).truth
-        subspaces = truth.subspaces if truth else ()
-        hooks[name] = {
-            "subspaces": [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in subspaces],
-            "dim": truth.union.shape[1] if truth else 0,
-            "unexplained": truth.unexplained if truth else None,
-        }
+    names = dict.fromkeys(job.cell.hook for job in planned)
+    hooks = {name: describe(Hook.of(extract(model, task, name)).truth) for name in names}
     write_atomic(results / "truth.json", json.dumps(hooks, indent=2) + "\n")
+    write_atomic(results / "cells.json", cells)

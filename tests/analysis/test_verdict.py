@@ -18,18 +18,32 @@ def test_all_rungs_exceeded():
     )
 
 
-def test_some_rungs_exceeded():
+def test_a_rung_with_an_overlapping_interval_is_not_told_apart():
     assert (
-        rung_sentence(Interval(0.7, 0.65, 0.75), RUNGS)
-        == "pwmcc 0.700 [0.650, 0.750] exceeds ambient, data, but not data_points (0.750)."
+        rung_sentence(Interval(0.7, 0.65, 0.75), RUNGS) == "pwmcc 0.700 [0.650, 0.750] exceeds ambient, data; "
+        "is not told apart from data_points (0.750 [0.740, 0.760])."
+    )
+
+
+def test_a_rung_that_lies_above_the_interval_is_fallen_short_of():
+    assert (
+        rung_sentence(Interval(0.7, 0.68, 0.72), RUNGS)
+        == "pwmcc 0.700 [0.680, 0.720] exceeds ambient, data; falls short of data_points (0.750 [0.740, 0.760])."
     )
 
 
 def test_no_rung_exceeded():
-    assert (
-        rung_sentence(Interval(0.2, 0.1, 0.3), RUNGS)
-        == "pwmcc 0.200 [0.100, 0.300] exceeds no rung; it does not even exceed ambient (0.200)."
+    sentence = rung_sentence(Interval(0.2, 0.1, 0.3), RUNGS)
+    assert sentence == (
+        "pwmcc 0.200 [0.100, 0.300] exceeds no rung; is not told apart from ambient (0.200 [0.190, 0.210]); "
+        "falls short of data (0.600 [0.590, 0.610]), data_points (0.750 [0.740, 0.760])."
     )
+
+
+@pytest.mark.parametrize(("high", "short"), [(0.73, True), (0.74, False), (0.745, False)])
+def test_falling_short_takes_the_whole_interval_and_the_nulls_lower_end(high, short):
+    sentence = rung_sentence(Interval(0.7, 0.65, high), {"data_points": RUNGS["data_points"]})
+    assert ("falls short" in sentence) is short
 
 
 @pytest.mark.parametrize(("low", "exceeds"), [(0.6, False), (0.61, False), (0.62, True)])

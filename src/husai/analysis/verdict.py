@@ -7,20 +7,24 @@ MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell
 
 
 def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
-    """Which rungs `score` exceeds: those whose upper end lies below the lower end of its interval over seeds."""
+    """Which rungs `score` exceeds, is not told apart from, or falls short of, by intervals that do not overlap."""
     if score.low != score.low:
         return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
     names = sorted((name for name in rungs if rungs[name].high == rungs[name].high), key=lambda name: rungs[name].mean)
     above = [name for name in names if score.low > rungs[name].high]
-    rest = [f"{name} ({rungs[name].mean:.3f})" for name in names if name not in above]
-    value = f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
-    if not above:
-        return f"{value} exceeds no rung; it does not even exceed {rest[0]}."
-    if not rest:
-        untold = [name for name in rungs if name not in names]
-        but = f" (no interval for {', '.join(untold)})" if untold else ""
-        return f"{value} exceeds every rung that needs no training: {', '.join(above)}{but}."
-    return f"{value} exceeds {', '.join(above)}, but not {', '.join(rest)}."
+    below = [name for name in names if score.high < rungs[name].low]
+    level = [name for name in names if name not in above + below]
+
+    def listed(chosen: list[str]) -> str:
+        return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)
+
+    every = "every rung that needs no training: " if len(above) == len(names) else ""
+    parts = [f"exceeds {every}{', '.join(above)}" if above else "exceeds no rung"]
+    parts += [f"is not told apart from {listed(level)}"] if level else []
+    parts += [f"falls short of {listed(below)}"] if below else []
+    untold = [name for name in rungs if name not in names]
+    but = f" (no interval for {', '.join(untold)})" if untold else ""
+    return f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] {'; '.join(parts)}{but}."
 
 
 def symmetry_sentence(

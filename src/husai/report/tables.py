@@ -51,7 +51,7 @@ def stability_table(results: SuiteResults) -> str:
         [
             *named(cell),
             interval(cell.value("pwmcc")),
-            *(number(cell.value("pwmcc", null).mean) for null in NULLS),
+            *(interval(cell.value("pwmcc", null)) for null in NULLS),
             adjusted_text(cell, "data_points"),
             number(cell.value("max_cosine").mean),
         ]
@@ -161,7 +161,9 @@ def summary(results: SuiteResults) -> str:
     return f"""# Results of the suite `{results.name}`
 
 {len(results.cells)} cells of {results.seeds} seeds. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs).
-An asterisk marks cells that have not converged: EV or pwmcc still moved over the last doubling of steps.
+Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
+An asterisk marks cells that have not converged: EV, pwmcc, the unweighted overlap or the number of live atoms still moved
+over the last doubling of steps.
 
 ## The circuit
 

@@ -40,7 +40,8 @@ def losses(params: Params, x: Tensor, config: TopKConfig, *, step: int, dead: Bo
     reconstruction = decode(params, codes, config)
     mse = squared_error(reconstruction, x)
     residual = (x - reconstruction).detach()
-    aux = torch.stack([_auxk(hidden[s], params.W_dec[s], residual[s], dead[s], config) for s in range(len(x))])
+    each = zip(hidden.unbind(), params.W_dec.unbind(), residual.unbind(), dead.unbind(), strict=True)
+    aux = torch.stack([_auxk(*one, config) for one in each])
     return Losses(mse + aux, mse, aux, codes)
 
 

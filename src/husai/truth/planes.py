@@ -7,6 +7,7 @@ with a zero get a family of their own, `zero`.
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -119,6 +120,14 @@ class GroundTruth:
     def share_of(self, variable: Variable) -> float:
         """Summed share of a variable over all frequencies."""
         return sum(share for name, _, share in self.shares if name == variable)
+
+
+def describe(truth: GroundTruth | None) -> dict[str, Any]:
+    """Subspaces with their shares as plain data; without truth, none and 0 dimensions."""
+    if truth is None:
+        return {"subspaces": [], "dim": 0, "unexplained": None}
+    subspaces = [{"label": s.label, "dim": s.basis.shape[1], "share": s.share} for s in truth.subspaces]
+    return {"subspaces": subspaces, "dim": truth.union.shape[1], "unexplained": truth.unexplained}
 
 
 def span(bases: list[Float[Tensor, "d _"]]) -> Float[Tensor, "d dim"]:
