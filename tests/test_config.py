@@ -40,7 +40,47 @@ def test_unknown_key_is_named_with_its_file(write, text):
     path = write(text)
     with pytest.raises(HusaiError) as caught:
         ModelConfig.load(path)
-    assert str(caught.value) == f"{path}: unknown key 'task.modulus'"
+    assert str(caught.value) == f"{path}: unknown key 'task.modulus'. Allowed here: op, p"
+
+
+def test_a_misspelt_key_gets_the_one_that_was_meant():
+    with pytest.raises(
+        HusaiError, match=r"unknown key 'sae\.kk', did you mean 'k'\? Allowed here: architecture, d_sae, k,"
+    ):
+        SAEConfig.parse({"sae": {"architecture": "topk", "kk": 3}})
+
+
+SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architecture": "topk"}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"entries": [{"sae": {"architecture": "relu", "k": 3}}]}, "unknown key 'entries.0.sae.k' (and 1 more)"),
+        (
+            {"entries": [{"sae": {"architecture": "topq"}}]},
+            "'entries.0.sae.architecture': must be 'topk', 'relu', got 'topq'",
+        ),
+        ({"entries": [{"sae": {"k": 3}}]}, "key 'entries.0.sae.architecture' is missing"),
+        ({"model": {"task": {"q": 1}}}, "unknown key 'model.task.q'. Allowed here: op, p"),
+        ({"model": {"taks": {}}}, "unknown key 'model.taks', did you mean 'task'?"),
+        ({"model": 5}, "'model': input should be a valid dictionary"),
+        ({"init_seeds": [0, -1]}, "'init_seeds.1': input should be greater than or equal to 0, got -1"),
+        ({"data_seeds": [-5]}, "'data_seeds.0': input should be greater than or equal to 0, got -5"),
+    ],
+)
+def test_problems_deep_in_a_suite_are_named_as_they_stand_in_its_file(change, message):
+    assert SuiteConfig.parse(SUITE).model == "add-p113-0"
+    with pytest.raises(HusaiError) as caught:
+        SuiteConfig.parse({**SUITE, **change})
+    assert message in str(caught.value)
+
+
+def test_a_wrong_override_is_named_beside_the_file(write):
+    path = write("sae: {architecture: topk}")
+    with pytest.raises(HusaiError) as caught:
+        SAEConfig.load(path, ["sae.k=0"])
+    assert str(caught.value).startswith(f"{path} with sae.k=0: 'sae.k': input should be greater")
 
 
 def test_further_problems_are_counted():
@@ -83,7 +123,7 @@ def test_k_above_d_sae_names_both():
 
 def test_architecture_picks_the_config():
     assert isinstance(SAEConfig.parse({"sae": {"architecture": "relu"}}).sae, ReLUConfig)
-    with pytest.raises(HusaiError, match=r"unknown key 'sae\.relu\.k'"):
+    with pytest.raises(HusaiError, match=r"unknown key 'sae\.k'\. Allowed here: architecture, d_sae, l1_"):
         SAEConfig.parse({"sae": {"architecture": "relu", "k": 8}})
     with pytest.raises(HusaiError, match="'topk', 'relu'"):
         SAEConfig.parse({"sae": {"architecture": "vq"}})

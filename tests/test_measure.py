@@ -15,7 +15,7 @@ from husai.analysis.symmetry import aligned, shifted
 from husai.config import AnalysisConfig, ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
-from husai.sae.base import Params, SAEEnsemble, select
+from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes
 from husai.seeding import generator
 from husai.tasks import Task
@@ -206,7 +206,8 @@ def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activation
 
 
 def test_one_seed_has_no_stability(ensembles, activations, hook):
-    alone = select(ensembles[150], 1)
+    whole = ensembles[150]
+    alone = SAEEnsemble(whole.params.map(lambda v: v[1:2]), whole.config, whole.init_seeds[1:2], whole.data_seeds[1:2])
     result = measure(Members.of(alone, activations), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | RECOVERY

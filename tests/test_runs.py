@@ -178,6 +178,29 @@ def test_a_bare_file_is_addition_unless_told_otherwise(fresh, tmp_path):
         load_model(tmp_path / "some.safetensors", op="pow")
 
 
+def test_an_op_that_contradicts_the_folders_config_is_refused():
+    assert load_model("mul-p113-0", op="mul").task.op == "mul"
+    with pytest.raises(HusaiError, match=r"model mul-p113-0: its config\.yaml says that it computes mul, not add"):
+        load_model("mul-p113-0", op="add")
+
+
+def test_weights_that_are_not_finite_are_named_with_their_file(fresh, tmp_path):
+    model = fresh()
+    model.params["embed.W_E"][0, 0] = float("nan")
+    save_weights(model, tmp_path / "some.safetensors")
+    with pytest.raises(HusaiError, match=r"some\.safetensors: 'embed\.W_E' holds NaN or infinity"):
+        load_model(tmp_path / "some.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("find", "message"),
+    [(load_model, "model: the name is empty"), (lambda name: find_config(name, "suites"), "config: the name is empty")],
+)
+def test_an_empty_name_is_refused(find, message):
+    with pytest.raises(HusaiError, match=message):
+        find("")
+
+
 def test_an_unknown_model_lists_the_references():
     with pytest.raises(HusaiError) as caught:
         load_model("add-p113-99")

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from husai import pipeline
+from husai import pipeline, single
 from husai.config import SAEConfig, TransformerConfig
+from husai.errors import HusaiError
+from husai.measure import Measurement, Row
 from husai.runs import load_model
 from husai.seeding import generator
 from husai.transformer.model import Transformer, init_params
@@ -177,11 +179,40 @@ def test_the_example_configs_are_those_of_the_documents():
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
-    from husai.single import ADVICE
+@pytest.mark.parametrize(
+    ("auxk", "resample", "advice"),
+    [(0.0, None, "Switch AuxK on"), (1.0, None, "Resample dead latents"), (1.0, 50, "more often")],
+)
+def test_advice_against_dead_latents_names_what_is_left_to_try(auxk, resample, advice):
+    sae, training = {**QUICK["sae"], "auxk_coefficient": auxk}, {**QUICK["training"], "resample_every": resample}
+    config = SAEConfig.parse({"sae": sae, "training": training})
+    metrics = {"l0": 8.0, "explained_variance": 0.9, "dead": 0.5, "converged": True}
+    (missed,) = [check for check in single.checks(config, metrics) if check.verdict == "missed"]
+    assert advice in single.ADVICE[missed.advice]
 
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [(0.9, ("**not beyond chance**", "no more than the")), (0.7, ("**beyond chance**", "which is more than"))],
+)
+def test_a_good_overlap_below_data_points_is_not_praised(points, words):
+    levels = {"ambient": 0.05, "untrained": 0.1, "data": 0.7, "data_points": points}
+    metrics = {"fourier_overlap": 0.8, **{f"fourier_overlap_{name}": level for name, level in levels.items()}}
+    text = single._overlap_lines(metrics, Measurement([Row("fourier_overlap", "", 0.8)]))
+    assert "**GOOD** by the bands" in text
+    assert all(part in text for part in words)
+
+
+def test_a_taken_folder_is_refused_before_anything_is_loaded(config, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    request = single.Request("nowhere", "resid_post", None, -1, None, config, tmp_path, False, "cpu", True)
+    with pytest.raises(HusaiError, match="exists and is not an empty folder"):
+        single.train_single(request)
+
+
+def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
     page = (SCRIPTS.parent / "docs" / "troubleshooting.md").read_text()
-    for advice in ADVICE.values():
+    for advice in single.ADVICE.values():
         assert advice in page
 
 

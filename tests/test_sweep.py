@@ -13,7 +13,7 @@ from husai.report.results import SuiteResults
 from husai.report.write import write_report
 from husai.runs import GateFailed
 from husai.seeding import generator
-from husai.suite import run_suite
+from husai.suite import run_smoke, run_suite
 from husai.transformer.model import Transformer, init_params
 from husai.transformer.weights import save_weights
 
@@ -112,6 +112,48 @@ def test_a_finished_suite_is_never_redone(suite, copy, no_computing):
     before = (copy / "results" / "records.parquet").read_bytes()
     assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
     assert (copy / "results" / "records.parquet").read_bytes() == before
+
+
+def test_truth_and_gate_of_a_finished_suite_are_not_written_again(suite, copy):
+    for name in ("gate.json", "truth.json"):
+        data = json.loads((copy / "results" / name).read_text())
+        (copy / "results" / name).write_text(json.dumps(data))  # the same figures in other bytes
+    files = {name: (copy / "results" / name).read_bytes() for name in ("cells.json", "gate.json", "truth.json")}
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert {name: (copy / "results" / name).read_bytes() for name in files} == files
+    (copy / "results" / "truth.json").unlink()
+    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert json.loads((copy / "results" / "truth.json").read_text()) == json.loads(files["truth.json"])
+
+
+def test_a_smoke_run_replaces_an_earlier_one_and_speaks_of_its_own_folder(suite, tmp_path, capsys):
+    place = tmp_path / "smoke"
+    for _ in range(2):
+        assert run_smoke(suite, place, jobs=1) == 0
+        said = capsys.readouterr().out
+        assert f"tables and figures in {place} after" in said
+        assert ".smoke." not in said, "the temporary folder is nobody's business"
+        assert {"DONE", "summary.md", "figures", "records.parquet", "runs"} <= {path.name for path in place.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
+
+
+def test_a_smoke_run_touches_no_foreign_folder(suite, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(HusaiError, match="exists and is not an earlier smoke run"):
+        run_smoke(suite, tmp_path, jobs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_smoke_run_without_a_verified_model_leaves_nothing(tmp_path, capsys):
+    recipe = {
+        "task": {"p": 11},
+        "transformer": {"d_model": 16, "d_mlp": 16},
+        "training": {"steps": 5, "batch_size": 32},
+    }
+    with pytest.raises(GateFailed, match="no transformer passed the gate"):
+        run_smoke(SuiteConfig.parse({**SUITE, "model": recipe}), tmp_path / "smoke", jobs=1)
+    assert capsys.readouterr().out.count("the gate failed: accuracy") == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_committed_records_stand_for_lost_run_folders(suite, copy, no_computing):

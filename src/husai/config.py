@@ -55,7 +55,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         allowed = list(holder.model_fields)
         close = difflib.get_close_matches(path[-1], allowed, n=1)
         meant = f", did you mean '{close[0]}'?" if close else "."
-        return f"unknown key '{key}'{meant} Allowed here: {', '.join(allowed)}{more}"
+        return f"unknown key '{key}'{more}{meant} Allowed here: {', '.join(allowed)}"
     if first["type"] == "missing":
         return f"key '{key}' is missing{more}"
     if first["type"] == "union_tag_not_found":

@@ -15,7 +15,7 @@ from husai.console import say
 from husai.errors import HusaiError
 from husai.runs import load_model
 from husai.sae.base import Dictionary, SAEEnsemble
-from husai.sae.train import TrainedSAEs, train_saes
+from husai.sae.train import StepLog, TrainedSAEs, mean_log, train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.tasks import Task
 from husai.transformer.model import Transformer
@@ -81,7 +81,12 @@ def train_one(activations: Activations, config: SAEConfig) -> Trained:
         before.append(ensemble)
         return False
 
-    return Trained(train_saes(activations.x, config, stop=keep, stop_at=(0,)), before[0])
+    def tell(rows: list[StepLog]) -> None:
+        figures = "loss {loss:.4g}, L0 {l0:.1f}, EV {explained_variance:.4f}, dead {dead:.1%}".format(**mean_log(rows))
+        say(f"      step {rows[0].step:>5}/{config.training.steps}: {figures}")
+
+    every = max(1, config.training.steps // 5)
+    return Trained(train_saes(activations.x, config, stop=keep, stop_at=(0,), on_log=tell, log_every=every), before[0])
 
 
 def check_training(activations: Activations, config: SAEConfig, trained: Trained) -> None:

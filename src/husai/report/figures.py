@@ -1,8 +1,9 @@
 """Figures of a suite, as PDF and PNG: drawn from its tables, computing nothing."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 
@@ -11,12 +12,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from husai.analysis.stats import Interval
 from husai.report.results import NULLS, CellView, SuiteResults
 
-INK, SCORE, GREY = "#1b1f24", "#0b5fa5", "#8c959f"
+INK, SCORE, GREY, FIT = "#1b1f24", "#0b5fa5", "#8c959f", "#3a7d44"
 NULL_COLORS = {"ambient": "#9aa5b1", "untrained": "#57606a", "data": "#e0a030", "data_points": "#c4452d"}
 NULL_NAMES = {
     "ambient": "ambient: random directions",
@@ -44,62 +46,66 @@ STYLE = {
 }
 
 
-def title_of(cell: CellView) -> str:
-    return f"{cell.short_hook} · {cell.label}" + ("" if cell.converged else "\nnot converged")
+class Panel(NamedTuple):
+    """The axes of one cell."""
+
+    ax: Axes
+    cell: CellView
 
 
-def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of rows × columns panels of the given size in inches."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    return figure, [list(row) for row in axes]
-
-
-def cell_grid(
-    results: SuiteResults, most_columns: int, width: float, height: float
-) -> tuple[Figure, list[tuple[Axes, CellView]]]:
-    """One panel a cell; every hook starts on a new row, and panels without a cell stay blank."""
+def cell_grid(results: SuiteResults, width: float, height: float, most: int = 7) -> tuple[Figure, list[list[Panel]]]:
+    """One panel a cell: a row a hook (more if it has over `most` cells), each row with the hook's name at its left."""
     by_hook = [[c for c in results.cells if c.hook == hook] for hook in dict.fromkeys(c.hook for c in results.cells)]
-    widest = max(len(cells) for cells in by_hook)
-    columns = -(-widest // -(-widest // most_columns))
+    columns = min(most, max(len(cells) for cells in by_hook))
     rows = [cells[start : start + columns] for cells in by_hook for start in range(0, len(cells), columns)]
-    figure, axes = grid(len(rows), columns, width, height)
-    for line in axes:
-        for ax in line:
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(width * columns + 0.5, height * len(rows)), squeeze=False, sharey=True
+    )
+    panels = []
+    for line, cells in zip(axes, rows, strict=True):
+        line[0].set_ylabel(cells[0].short_hook, weight="bold")
+        for ax in line[len(cells) :]:
             ax.set_axis_off()
-    panels = [(ax, cell) for line, cells in zip(axes, rows, strict=True) for ax, cell in zip(line, cells, strict=False)]
-    for ax, _ in panels:
-        ax.set_axis_on()
+        for ax, cell in zip(line, cells, strict=False):
+            ax.set_title(cell.label.replace(", ", "\n"))
+        panels.append([Panel(ax, cell) for ax, cell in zip(line, cells, strict=False)])
     return figure, panels
 
 
-def heat_map(ax: Axes, matrix: np.ndarray, title: str, note: str) -> None:
+def heat_map(ax: Axes, matrix: np.ndarray, note: str) -> AxesImage:
     """S×S agreement with its values written in; the diagonal, always 1, is left blank."""
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
-    ax.imshow(shown, cmap="YlGnBu", vmin=0, vmax=1)
+    image = ax.imshow(shown, cmap="YlGnBu", vmin=0, vmax=1)
     for i in range(len(matrix)):
         for j in range(len(matrix)):
             if i != j:
                 ink = "white" if matrix[i, j] > 0.6 else INK
-                ax.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=6, color=ink)
+                ax.text(j, i, f"{matrix[i, j]:.2f}".lstrip("0"), ha="center", va="center", fontsize=5.5, color=ink)
     ax.set_xticks(range(len(matrix)))
     ax.set_yticks(range(len(matrix)))
     ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    ax.set_title(title)
-    ax.set_xlabel(note, fontsize=6.5)
+    ax.tick_params(length=0, labelsize=6)
+    ax.set_xlabel(note, fontsize=6)
+    return image
 
 
 def stability_matrices(results: SuiteResults) -> Figure:
     """pwmcc between all seeds of every cell, each with its mean and chance levels underneath."""
-    figure, panels = cell_grid(results, 5, 1.75, 2.15)
-    for ax, cell in panels:
-        rungs = [cell.value("pwmcc", null).mean for null in ("ambient", "data", "data_points")]
-        note = (
-            f"mean {cell.value('pwmcc').mean:.2f}\nambient {rungs[0]:.2f} · data {rungs[1]:.2f} · points {rungs[2]:.2f}"
-        )
-        heat_map(ax, cell.matrix("pwmcc"), title_of(cell), note)
-    figure.suptitle("pwmcc between seeds (signed, one-to-one), with its chance levels", fontsize=9)
+    figure, panels = cell_grid(results, 1.3, 2.0)
+    image = None
+    for ax, cell in (panel for row in panels for panel in row):
+        means = {null: cell.value("pwmcc", null).mean for null in ("ambient", "data", "data_points")}
+        chance = "\n".join(f"{null.replace('_', ' ')} {value:.2f}" for null, value in means.items())
+        image = heat_map(ax, cell.matrix("pwmcc"), f"mean {cell.value('pwmcc').mean:.2f}{star(cell)}\n{chance}")
+    assert image is not None, "a suite has cells"
+    everything = [panel.ax for row in panels for panel in row]
+    figure.colorbar(image, ax=everything, shrink=0.6, aspect=30, label="pwmcc of two seeds")
+    figure.suptitle("Agreement between seeds (row and column), beside its chance levels. *: not converged", fontsize=8)
     return figure
+
+
+def star(cell: CellView) -> str:
+    return "" if cell.converged else "*"
 
 
 def band(ax: Axes, steps: Sequence[int], values: Sequence[Interval], color: str, **style: object) -> None:
@@ -119,48 +125,48 @@ def step_axis(ax: Axes, last: int) -> None:
 
 
 def stability_over_steps(results: SuiteResults) -> Figure:
-    """Raw agreement against training steps, with every chance level as a band, and explained variance in grey."""
-    figure, panels = cell_grid(results, 4, 2.1, 2.0)
-    for ax, cell in panels:
-        for null in ("ambient", "data", "data_points"):
-            band(ax, *cell.curve("pwmcc", null), NULL_COLORS[null], lw=1)
-        start = cell.value("pwmcc", step=0).mean
-        ax.axhline(start, color=NULL_COLORS["untrained"], lw=0.8, ls=":")
-        steps, fit = cell.curve("explained_variance")
-        ax.plot(steps, [v.mean for v in fit], color=GREY, lw=0.8, ls="--")
-        band(ax, *cell.curve("pwmcc"), SCORE, lw=1.6, marker="o", ms=2.5)
-        step_axis(ax, cell.steps)
-        ax.set_ylim(0, 1.02)
-        ax.set_title(title_of(cell))
-        if cell.hook == results.cells[-1].hook:
-            ax.set_xlabel("training steps")
-    figure.supylabel("mean cosine of matched atoms · explained variance", fontsize=8)
-    entries = [Line2D([], [], color=SCORE, lw=1.6, marker="o", ms=2.5, label="pwmcc between seeds")]
-    entries += [
-        Line2D(
-            [],
-            [],
-            color=NULL_COLORS[n],
-            lw=0.8 if n == "untrained" else 1,
-            ls=":" if n == "untrained" else "-",
-            label=NULL_NAMES[n],
-        )
+    """Raw agreement against training steps, with every chance level as a band, and explained variance."""
+    figure, panels = cell_grid(results, 1.3, 1.75)
+    for row in panels:
+        for ax, cell in row:
+            for null in ("ambient", "data", "data_points"):
+                band(ax, *cell.curve("pwmcc", null), NULL_COLORS[null], lw=1)
+            start = cell.value("pwmcc", step=0).mean
+            ax.axhline(start, color=NULL_COLORS["untrained"], lw=0.9, ls=":")
+            steps, fit = cell.curve("explained_variance")
+            ax.plot(steps, [v.mean for v in fit], color=FIT, lw=0.8, ls="--")
+            fill = SCORE if cell.converged else "white"
+            band(ax, *cell.curve("pwmcc"), SCORE, lw=1.6, marker="o", ms=3, mfc=fill, mew=0.8)
+            step_axis(ax, cell.steps)
+            ax.set_ylim(0, 1.02)
+            ax.set_yticks((0, 0.5, 1))
+    for panel in panels[-1]:
+        panel.ax.set_xlabel("training steps")
+    nulls = [
+        Line2D([], [], color=NULL_COLORS[n], lw=1, ls=":" if n == "untrained" else "-", label=NULL_NAMES[n])
         for n in NULLS
     ]
-    entries.append(Line2D([], [], color=GREY, lw=0.8, ls="--", label="explained variance"))
+    entries = [
+        Line2D([], [], color=SCORE, lw=1.6, marker="o", ms=3, label="pwmcc between seeds (hollow: not converged)"),
+        Line2D([], [], color=FIT, lw=0.8, ls="--", label="explained variance"),
+        *nulls,
+    ]
     figure.legend(handles=entries, loc="outside lower center", ncols=3)
     return figure
 
 
 def ladder(results: SuiteResults) -> Figure:
-    """Every cell's agreement on one line with the rungs of its ladder."""
+    """Every cell's agreement on one line with the rungs of its ladder; thick bars are the 95% intervals of the rungs."""
     cells = list(reversed(results.cells))
-    figure, ax = plt.subplots(figsize=(6.2, 0.26 * len(cells) + 1.3))
-    for y, cell in enumerate(cells):
+    gaps = np.cumsum([0, *(a.hook != b.hook for a, b in pairwise(cells))])
+    places = np.arange(len(cells)) + 0.6 * gaps
+    figure, ax = plt.subplots(figsize=(6.2, 0.26 * places[-1] + 1.5))
+    for y, cell in zip(places, cells, strict=True):
         score = cell.value("pwmcc")
         ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
         for null in NULLS:
             value = cell.value("pwmcc", null)
+            ax.plot([value.low, value.high], [y, y], color=NULL_COLORS[null], lw=4, alpha=0.35, solid_capstyle="butt")
             ax.plot([value.mean], [y], marker="|", ms=9, mew=2, color=NULL_COLORS[null], ls="")
         ax.errorbar(
             [score.mean],
@@ -172,26 +178,27 @@ def ladder(results: SuiteResults) -> Figure:
             mfc=SCORE if cell.converged else "white",
             lw=1.2,
         )
-    ax.set_yticks(range(len(cells)), [f"{cell.short_hook} · {cell.label}" for cell in cells])
+    ax.set_yticks(places, [f"{cell.short_hook} · {cell.label}" for cell in cells])
     ax.set_xlim(0, 1.02)
-    ax.set_xlabel("pwmcc between seeds (95% interval over seeds; hollow: not converged)")
+    ax.set_xlabel("pwmcc between seeds, and its chance levels, with 95% intervals")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    handles = [Line2D([], [], color=SCORE, marker="o", ms=4.5, ls="", label="pwmcc")]
+    point = {"color": SCORE, "marker": "o", "ms": 4.5, "ls": ""}
+    handles = [Line2D([], [], **point, label="pwmcc"), Line2D([], [], **point, mfc="white", label="not converged")]
     handles += [Line2D([], [], color=NULL_COLORS[n], marker="|", ms=9, mew=2, ls="", label=n) for n in NULLS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, handletextpad=0.3, columnspacing=1.2)
     return figure
 
 
 def fourier_spectrum(results: SuiteResults) -> Figure:
     """Norms of W_E and W_L (or |α| of the logits) per frequency, key frequencies marked."""
     gate = results.gate
-    second = ("spectrum_W_L", "‖W_out·W_U‖ (answers)")
+    second = ("spectrum_W_L", r"$\|W_{out} W_U\|$ (answers)")
     if gate["spectrum_W_L"] is None:
-        second = ("spectrum_logits", "|α| (logits)")
-    panels = (("spectrum_W_E", "‖W_E‖ (tokens)"), second)
-    figure, axes = grid(2, 1, 6.2, 1.5)
-    for (ax,), (name, label) in zip(axes, panels, strict=True):
+        second = ("spectrum_logits", r"$|\alpha|$ (logits)")
+    panels = (("spectrum_W_E", r"$\|W_E\|$ (tokens)"), second)
+    figure, axes = plt.subplots(2, 1, figsize=(6.2, 3.4), sharex=True)
+    for ax, (name, label) in zip(axes, panels, strict=True):
         values = np.array(gate[name])
         frequency = np.arange(1, len(values) + 1)
         key = np.isin(frequency, gate["key_frequencies"])
@@ -202,48 +209,48 @@ def fourier_spectrum(results: SuiteResults) -> Figure:
         ax.set_ylabel(label, fontsize=7)
         ax.set_ylim(0, values.max() * 1.15)
         ax.set_xlim(0, len(values) + 1)
-    axes[-1][0].set_xlabel("frequency k (key frequencies in blue)")
+    axes[-1].set_xlabel("frequency k (key frequencies in blue)")
     figure.suptitle(f"{gate['model']}: spectrum over frequencies", fontsize=9)
     return figure
 
 
-def feature_tuning(results: SuiteResults) -> Figure:
-    """Codes of the two most energetic atoms of one seed over the grid (a, b): a row an SAE, columns by hook."""
+def feature_tuning(results: SuiteResults, atoms_shown: int = 2) -> Figure:
+    """Codes of the most energetic atoms of one seed over the grid (a, b): a column an SAE, a few rows a hook."""
     hooks = list(dict.fromkeys(cell.short_hook for cell in results.cells))
     labels = list(dict.fromkeys(cell.label for cell in results.cells))
-    figure, axes = plt.subplots(
-        len(labels), 2 * len(hooks), figsize=(1.5 * 2 * len(hooks) + 0.9, 1.62 * len(labels) + 0.3), squeeze=False
-    )
+    rows = atoms_shown * len(hooks)
+    figure, axes = plt.subplots(rows, len(labels), figsize=(1.25 * len(labels) + 1, 1.45 * rows + 0.2), squeeze=False)
+    image = None
     for ax in axes.flat:
-        ax.set_axis_off()
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
     for cell in results.cells:
-        row, column = labels.index(cell.label), 2 * hooks.index(cell.short_hook)
         arrays, atoms = results.arrays(cell), results.first_seed_atoms(cell)
-        for ax, codes, atom in zip(axes[row][column:], arrays["tuning_maps"][:2], arrays["tuning_atoms"], strict=False):
-            tuning_map(ax, codes.astype(float), atoms[int(atom)])
-        if column == 0:
-            axes[row][0].text(
-                -0.12, 0.5, cell.label, transform=axes[row][0].transAxes, ha="right", va="center", fontsize=7
-            )
-    for position, hook in enumerate(hooks):
-        name = axes[0][2 * position].text(
-            1.05, 1.24, hook, transform=axes[0][2 * position].transAxes, ha="center", fontsize=8, weight="bold"
-        )
-        name.set_in_layout(False)
-    figure.suptitle(
-        "Codes of the two most energetic atoms of one seed over the inputs (a upwards, b to the right)\n", fontsize=8
-    )
+        first = atoms_shown * hooks.index(cell.short_hook)
+        column = axes[first : first + atoms_shown, labels.index(cell.label)]
+        for ax, codes, atom in zip(column, arrays["tuning_maps"], arrays["tuning_atoms"], strict=False):
+            image = tuning_map(ax, codes.astype(float), atoms[int(atom)])
+        name = cell.label.replace(", ", " ")
+        column[0].set_title(f"$\\bf{{{name.replace(' ', '~')}}}$\n" + column[0].get_title(), fontsize=6, pad=2)
+    for row, line in enumerate(axes):
+        line[0].set_ylabel(f"{hooks[row // atoms_shown]}\na →", fontsize=7)
+    for ax in axes[-1]:
+        ax.set_xlabel("b →", fontsize=7)
+    assert image is not None, "a suite has cells"
+    figure.colorbar(image, ax=axes, shrink=0.4, aspect=30, ticks=(0, 1), label="code / its maximum")
     return figure
 
 
-def tuning_map(ax: Axes, codes: np.ndarray, atom: dict[str, object]) -> None:
-    """One atom's code over (a, b), with its label and how often it fires."""
-    ax.imshow(codes, cmap="magma", origin="lower", interpolation="nearest")
+def tuning_map(ax: Axes, codes: np.ndarray, atom: dict[str, Any]) -> AxesImage:
+    """One atom's code over (a, b) on the scale of its maximum, with its label and how often it fires."""
+    image = ax.imshow(codes / codes.max(), cmap="magma", origin="lower", interpolation="nearest", vmin=0, vmax=1)
     ax.set_title(
         f"{atom['label']} k={atom['k']}, purity {atom['purity']:.2f}\nfires on {atom['firing_rate']:.1%}",
         fontsize=6,
         pad=2,
     )
+    return image
 
 
 def gate_summary(results: SuiteResults) -> Figure:
@@ -254,9 +261,22 @@ def gate_summary(results: SuiteResults) -> Figure:
     rows = []
     for condition in gate["conditions"]:
         name, value, relation, bound, *_ = condition.split()
-        rows.append([name, value, f"{relation} {bound}", "failed" if name in gate["failed_conditions"] else "holds"])
+        sign = {">=": "≥", "<=": "≤"}[relation]
+        rows.append(
+            [
+                name,
+                f"{float(value):.4g}",
+                f"{sign} {float(bound):.4g}",
+                "failed" if name in gate["failed_conditions"] else "holds",
+            ]
+        )
     table = ax.table(
-        rows, colLabels=["condition", "value", "must be", ""], loc="center", cellLoc="left", edges="horizontal"
+        rows,
+        colLabels=["condition", "value", "must be", ""],
+        loc="center",
+        cellLoc="left",
+        colLoc="left",
+        edges="horizontal",
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)

@@ -4,7 +4,7 @@ Axes: seeds S, batch B, input d_in, latents d_sae. Decoder rows are the dictiona
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -168,14 +168,4 @@ def finish(params: Params, normaliser: Normaliser) -> Params:
         params.b_enc * norms / scale,
         params.W_dec / norms[..., None],
         params.b_dec / scale + mean,
-    )
-
-
-def select(ensemble: SAEEnsemble, index: int) -> SAEEnsemble:
-    """The ensemble of one of its seeds."""
-    return replace(
-        ensemble,
-        params=ensemble.params.map(lambda value: value[index : index + 1]),
-        init_seeds=ensemble.init_seeds[index : index + 1],
-        data_seeds=ensemble.data_seeds[index : index + 1],
     )
