@@ -257,7 +257,10 @@ class SAETrainingConfig(Config):
     batch_size: Positive = Field(default=1024, description="samples a step")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
-    decay_fraction: Fraction = Field(default=0.3, description="last share of steps over which lr falls linearly to 0")
+    decay_fraction: Fraction = Field(default=0.3, description="last share of steps over which lr falls")
+    decay: Literal["linear", "exponential"] = Field(
+        default="linear", description="how it falls: linearly to 0, or by equal factors to 1% of the peak"
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first beta")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's second beta")
     clip_norm: float | None = Field(

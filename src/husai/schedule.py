@@ -1,11 +1,23 @@
 """The learning-rate schedule of every training loop here."""
 
+from typing import Literal
 
-def trapezoid(step: int, *, steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """Multiplier of the peak rate at `step` (0-based): linear warm-up, flat, then linear decay to 0.
+
+FINAL_RATE = 0.01  # what an exponential decay ends at
+
+
+def trapezoid(
+    step: int,
+    *,
+    steps: int,
+    warmup_steps: int,
+    decay_fraction: float,
+    decay: Literal["linear", "exponential"] = "linear",
+) -> float:
+    """Multiplier of the peak rate at `step` (0-based): linear warm-up, flat, then decay to 0 (exponential: to 1%).
 
     The decay takes the last `decay_fraction` of all `steps`.
     """
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    fall = min(1.0, (steps - step) / (decay_fraction * steps)) if decay_fraction else 1.0
-    return min(rise, fall)
+    left = min(1.0, (steps - step) / (decay_fraction * steps)) if decay_fraction else 1.0
+    return min(rise, left if decay == "linear" else FINAL_RATE ** (1 - left))

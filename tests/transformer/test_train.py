@@ -19,6 +19,11 @@ def test_schedule_by_hand():
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
 
 
+def test_exponential_schedule_falls_by_equal_factors_to_one_percent():
+    rates = [trapezoid(s, steps=8, warmup_steps=0, decay_fraction=0.5, decay="exponential") for s in range(8)]
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 0.01**0.25, 0.1, 0.01**0.75])
+
+
 def test_schedule_without_warm_up_or_decay_is_flat():
     assert [trapezoid(step, steps=3, warmup_steps=0, decay_fraction=0) for step in range(3)] == [1, 1, 1]
 

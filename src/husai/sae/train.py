@@ -134,7 +134,11 @@ def train_saes(
         if resampling_due(step, recipe):
             silent[resample_dead(params, optimiser, samples, architecture, kind, resampling)] = 0
         rate = recipe.lr * trapezoid(
-            step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
+            step,
+            steps=recipe.steps,
+            warmup_steps=recipe.warmup_steps,
+            decay_fraction=recipe.decay_fraction,
+            decay=recipe.decay,
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
