@@ -37,6 +37,7 @@ wheel: $(READY)
 
 figures: $(READY) ## redraw the committed figures from the committed tables
 	$(BIN)/husai report results/default
+	$(BIN)/husai report results/matched
 	$(BIN)/husai report results/long
 
 bench: $(READY)

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-
 FINAL_RATE = 0.01  # what an exponential decay ends at
 
 
