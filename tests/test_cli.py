@@ -139,8 +139,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_is_a_sentence_and_leaves_nothing(number, code, tmp_path):
     arguments = ["model", "train", *TINY[:-1], "training.steps=1000000", "training.log_every=1", "--out", "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
-        [*HUSAI, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*HUSAI, *arguments], cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
     )
     try:
         assert process.stdout is not None
