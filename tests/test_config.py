@@ -89,8 +89,8 @@ def test_further_problems_are_counted():
 
 
 def test_missing_key_is_named():
-    with pytest.raises(HusaiError, match="suite: key 'hooks' is missing"):
-        SuiteConfig.parse({"name": "s", "entries": [{"sae": {"architecture": "topk"}}]}, "suite")
+    with pytest.raises(HusaiError, match="suite: key 'entries' is missing"):
+        SuiteConfig.parse({"name": "s", "hooks": ["resid_post"]}, "suite")
 
 
 @pytest.mark.parametrize(

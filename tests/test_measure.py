@@ -66,8 +66,8 @@ def hook(activations) -> Hook:
 
 
 @pytest.fixture(scope="module")
-def members(ensembles, activations) -> dict[int, Members]:
-    return {step: Members.of(ensemble, activations) for step, ensemble in ensembles.items()}
+def members(ensembles, hook) -> dict[int, Members]:
+    return {step: Members.of(ensemble, hook) for step, ensemble in ensembles.items()}
 
 
 @pytest.fixture(scope="module")
@@ -199,27 +199,27 @@ def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activation
     hook = Hook.of(shuffled)
     assert hook.truth is None
     assert hook.shifts is None
-    result = measure(Members.of(ensembles[150], shuffled), hook, ANALYSIS, final=False)
+    result = measure(Members.of(ensembles[150], hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | STABILITY
     assert not metrics & (RECOVERY | SYMMETRY)
 
 
-def test_one_seed_has_no_stability(ensembles, activations, hook):
+def test_one_seed_has_no_stability(ensembles, hook):
     whole = ensembles[150]
     alone = SAEEnsemble(whole.params.map(lambda v: v[1:2]), whole.config, whole.init_seeds[1:2], whole.data_seeds[1:2])
-    result = measure(Members.of(alone, activations), hook, ANALYSIS, final=False)
+    result = measure(Members.of(alone, hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | RECOVERY
     assert not metrics & (STABILITY | SYMMETRY)
 
 
-def test_a_seed_without_live_atoms_is_an_error(ensembles, activations, hook):
+def test_a_seed_without_live_atoms_is_an_error(ensembles, hook):
     b_enc = ensembles[150].params.b_enc.clone()
     b_enc[1] = -1e6
     silent = replace(ensembles[150], params=ensembles[150].params._replace(b_enc=b_enc))
     with pytest.raises(HusaiError, match="without live atoms"):
-        measure(Members.of(silent, activations), hook, ANALYSIS, final=False)
+        measure(Members.of(silent, hook), hook, ANALYSIS, final=False)
 
 
 def test_the_verdict_names_rungs_by_their_own_levels(final):
@@ -303,7 +303,7 @@ def axes() -> tuple[Hook, SAEEnsemble]:
 
 def test_measured_by_hand(axes):
     hook, ensemble = axes
-    members = Members.of(ensemble, hook.activations)
+    members = Members.of(ensemble, hook)
     result = measure(members, hook, ANALYSIS, final=True)
     first = {row.metric: row.value for row in result.rows if row.seed == 0 and row.seed_b is None and not row.null}
     assert first["explained_variance"] == pytest.approx(1)
@@ -319,7 +319,7 @@ def test_measured_by_hand(axes):
 
 def test_atoms_by_hand(axes):
     hook, ensemble = axes
-    table = atom_table(Members.of(ensemble, hook.activations), ensemble, hook)
+    table = atom_table(Members.of(ensemble, hook), ensemble, hook)
     first = table[table.init_seed == 0]
     assert first.label.tolist() == ["sum"] * 8
     assert first.k.tolist() == [2] * 4 + [5] * 4
@@ -347,7 +347,7 @@ def test_rare_atoms_count_less_by_hand():
     W_dec = torch.eye(4)[torch.tensor([[0, 1, 2], [0, 1, 3]])]
     params = Params(W_dec.mT.contiguous(), torch.zeros(2, 3), W_dec, torch.zeros(2, 4))
     hook = Hook.of(Activations(x, task, "hook", "planted"))
-    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook.activations)
+    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook)
     result = measure(members, hook, ANALYSIS, final=False)
     assert result.value("n_live").mean == 3
     assert result.value("n_frequent").mean == 2
