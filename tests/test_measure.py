@@ -12,13 +12,22 @@ from husai.analysis.nulls import DRAWN_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted
-from husai.config import AnalysisConfig, ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config import (
+    AnalysisConfig,
+    CirclesConfig,
+    PlantedConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAETrainingConfig,
+    TopKConfig,
+)
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
 from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.truth.synthetic import draw_circles, plant
 
 P, D, D_SAE, SEEDS = 23, 16, 24, 3
 FIT = {"explained_variance", "fvu", "l0", "dead", "n_live", "purity", "frequency_purity"}
@@ -355,3 +364,136 @@ def test_rare_atoms_count_less_by_hand():
     assert result.value("pwmcc_frequent").mean == pytest.approx(1)
     common = float(x[:, :2].relu().pow(2).sum())
     assert result.value("pwmcc_energy_weighted").mean == pytest.approx(common / (common + 400))
+
+
+# --- synthetic sources ---
+
+ATOMS = {"gt_mcc", "gt_precision", "gt_mcc_matched"}
+FIRING = {"firing_precision", "firing_recall", "firing_f1"}
+PLANTED = PlantedConfig(d_model=16, n_atoms=20, k=2, samples=1500)
+
+
+def dictionaries(*rows: torch.Tensor, threshold: float = 0.0) -> SAEEnsemble:
+    """ReLU SAEs that read and write the given unit rows."""
+    W_dec = torch.stack(rows)
+    seeds = tuple(range(len(rows)))
+    b_enc = torch.full(W_dec.shape[:2], -threshold)
+    params = Params(W_dec.mT.contiguous(), b_enc, W_dec, torch.zeros(len(rows), W_dec.shape[2]))
+    return SAEEnsemble(params, ReLUConfig(d_sae=W_dec.shape[1]), seeds, seeds)
+
+
+@pytest.fixture(scope="module")
+def planted_hook() -> Hook:
+    return Hook.of_planted(plant(PLANTED))
+
+
+@pytest.fixture(scope="module")
+def true_twice(planted_hook) -> tuple[SAEEnsemble, Members]:
+    """The true atoms in three orders; the third seed has 5 of them replaced by others, and one atom dead."""
+    true, g = planted_hook.planted.atoms, generator("test-planted")
+    other = torch.nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1)
+    ensemble = dictionaries(true, true[torch.randperm(20, generator=g)], torch.cat([other, true[5:]]))
+    ensemble.params.b_enc[2, 19] = -1e6
+    return ensemble, Members.of(ensemble, planted_hook)
+
+
+@pytest.fixture(scope="module")
+def planted_result(true_twice, planted_hook):
+    random = dictionaries(
+        *(torch.nn.functional.normalize(torch.randn(20, 16, generator=generator("r", i)), dim=1) for i in range(3))
+    )
+    start = measure(Members.of(random, planted_hook), planted_hook, ANALYSIS, final=False)
+    return measure(true_twice[1], planted_hook, ANALYSIS, final=True, untrained=start)
+
+
+def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
+    rows = overall(planted_result)
+    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
+    expected |= {(metric, "") for metric in FIT - {"purity", "frequency_purity"}}
+    expected |= {(metric, null) for metric in ATOMS | STABILITY for null in NULLS}
+    expected |= {(metric, "untrained") for metric in FIRING}
+    expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
+    assert all(math.isfinite(row.value) for row in planted_result.rows)
+
+
+def test_planted_scores_by_hand(planted_result):
+    of_seed = {(r.metric, r.seed): r.value for r in planted_result.rows if not r.null and r.seed_b is None}
+    for seed in (0, 1):
+        assert [of_seed[metric, seed] for metric in sorted(ATOMS)] == pytest.approx([1, 1, 1], abs=1e-5)
+    # 14 true atoms of 20 remain live; five others match at most as random ones do, and one true atom has no partner
+    assert 14 / 20 < of_seed["gt_mcc", 2] < 17.5 / 20
+    assert of_seed["gt_precision", 2] == pytest.approx(of_seed["gt_mcc", 2] * 20 / 19)
+    assert of_seed["gt_mcc_matched", 2] == pytest.approx(of_seed["gt_precision", 2])
+    assert of_seed["l0_true", None] == 2
+
+
+def test_nulls_of_planted_scores_are_those_of_random_dictionaries(planted_result):
+    for metric in ATOMS:
+        for null in DRAWN_NULLS:
+            assert 0.4 < planted_result.value(metric, null).mean < 0.8
+    ambient = planted_result.value("gt_mcc", "ambient")
+    assert ambient.low < planted_result.value("gt_mcc", "untrained").mean < ambient.high + 0.03
+    assert planted_result.value("gt_mcc", "data_points").mean > ambient.high
+    assert planted_result.value("gt_mcc").mean > planted_result.value("gt_mcc", "data_points").high
+
+
+def test_a_true_dictionary_with_a_fitting_threshold_tells_when_its_atoms_are_active(planted_hook):
+    """Atoms overlap, so that without a threshold latents fire beside their atoms too."""
+    true = planted_hook.planted.atoms
+    scores = {}
+    for threshold in (0.0, 0.5):
+        members = Members.of(dictionaries(true, threshold=threshold), planted_hook)
+        scores[threshold] = members.firings[0]
+    assert scores[0.0].firing_recall > 0.85
+    assert scores[0.0].firing_precision < 0.3
+    assert scores[0.5].firing_precision > 0.45
+    assert scores[0.5].firing_f1 > scores[0.0].firing_f1 + 0.2
+
+
+def test_atoms_name_the_true_atom_they_stand_for(true_twice, planted_hook):
+    table = atom_table(true_twice[1], true_twice[0], planted_hook)
+    assert not {"label", "k", "purity", "phase", "decoder_overlap", "subspace"} & set(table.columns)
+    first, last = table[table.init_seed == 0], table[table.init_seed == 2]
+    assert first.true_atom.tolist() == list(range(20))
+    assert first.true_cosine.to_numpy() == pytest.approx(np.ones(20), abs=1e-5)
+    assert last.true_atom.tolist()[5:19] == list(range(5, 19))
+    assert last.true_atom.tolist()[19] == -1
+    assert np.isnan(last.true_cosine.to_numpy()[19])
+    assert np.isnan(last.firing_f1.to_numpy()[19])
+    assert first.firing_f1.mean() == pytest.approx(true_twice[1].firings[0].firing_f1)
+
+
+@pytest.fixture(scope="module")
+def circles_hook() -> Hook:
+    return Hook.of_circles(draw_circles(CirclesConfig(d_model=D, p=P, frequencies=(2, 5), radii=(1.0, 1.0), repeats=4)))
+
+
+def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
+    planes = [subspace.basis.float().T for subspace in circles_hook.truth.subspaces]
+    ends = torch.cat([planes[0], -planes[0], planes[1], -planes[1]])
+    ensemble = dictionaries(ends, ends)
+    members = Members.of(ensemble, circles_hook)
+    result = measure(members, circles_hook, ANALYSIS, final=True)
+    metrics = {key[0] for key in overall(result) if not key[1]}
+    assert metrics == FIT | RECOVERY | {f"{m}_unweighted" for m in RECOVERY} | STABILITY | VARIANTS | SYMMETRY | {
+        "n_frequent"
+    }
+    for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):
+        assert result.value(metric).mean == pytest.approx(1, abs=1e-4), metric
+    assert result.value("purity").mean == pytest.approx(0.841, abs=0.01)
+    table = atom_table(members, ensemble, circles_hook)
+    assert set(table.label) == {"sum"}
+    assert table.k.tolist() == [2] * 4 + [5] * 4 + [2] * 4 + [5] * 4
+    assert table.subspace.tolist() == ["sum k=2"] * 4 + ["sum k=5"] * 4 + ["sum k=2"] * 4 + ["sum k=5"] * 4
+
+
+def test_one_atom_an_answer_is_closed_under_the_shifts_of_circles(circles_hook):
+    """Shifts act as they do on a transformer's grid: answer c's mean goes to answer c + 1's."""
+    means = torch.nn.functional.normalize(circles_hook.x[:P], dim=1)
+    maps = circles_hook.shifts
+    moved = torch.nn.functional.normalize(means @ maps.basis @ maps.maps[1] @ maps.basis.T, dim=1)
+    torch.testing.assert_close(moved, means.roll(-1, 0), atol=1e-4, rtol=0)
+    result = measure(Members.of(dictionaries(means, means), circles_hook), circles_hook, ANALYSIS, final=True)
+    assert result.value("self_shift").mean == pytest.approx(1, abs=1e-4)

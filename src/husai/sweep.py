@@ -229,8 +229,8 @@ def write_truth(results: Path, planned: list[Job], report: GateReport | None) ->
     files = [results / name for name in ("cells.json", "gate.json", "truth.json")]
     if all(file.is_file() for file in files) and files[0].read_text(encoding="utf-8") == cells:
         return
+    hooks = {name: hook_of(job).describe() for name, job in {job.cell.hook: job for job in planned}.items()}
     gate = {"model": planned[0].model_name, **report.to_json()} if report else {}
     write_atomic(results / "gate.json", json.dumps(gate, indent=2) + "\n")
-    hooks = {name: hook_of(job).describe() for name, job in {job.cell.hook: job for job in planned}.items()}
     write_atomic(results / "truth.json", json.dumps(hooks, indent=2) + "\n")
     write_atomic(results / "cells.json", cells)
