@@ -145,6 +145,7 @@ def test_another_seed_changes_atoms_codes_and_noise():
     first, second = planted(noise=0.1), planted(noise=0.1, seed=1)
     for name in ("atoms", "codes"):
         assert not torch.equal(getattr(first, name), getattr(second, name))
+    assert not torch.equal(first.codes > 0, second.codes > 0)
     noises = [(found.x - found.codes @ found.atoms).flatten() for found in (first, second)]
     assert abs(float(torch.corrcoef(torch.stack(noises))[0, 1])) < 0.02
 
