@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from husai import suite as suite_module
 from husai import sweep as sweep_module
 from husai.cell import RECORD_COLUMNS, checkpoints, hook_of
 from husai.config import SuiteConfig, TransformerConfig
 from husai.errors import HusaiError
 from husai.report.results import SuiteResults
+from husai.report.tables import write_tables
 from husai.report.write import write_report
 from husai.runs import GateFailed
 from husai.seeding import generator
@@ -45,6 +47,16 @@ def finished(suite, tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
     assert run_suite(suite, place / "results", place / "runs", jobs=1) == 0
     return place
+
+
+@pytest.fixture(autouse=True)
+def tables_alone(monkeypatch):
+    """Drawing takes longer than computing these cells; the tests of figures call `write_report` themselves."""
+
+    def write(results, out):
+        return write_tables(SuiteResults.load(results), out)
+
+    monkeypatch.setattr(suite_module, "write_report", write)
 
 
 @pytest.fixture
@@ -136,8 +148,15 @@ def test_a_smoke_run_replaces_an_earlier_one_and_speaks_of_its_own_folder(suite,
         said = capsys.readouterr().out
         assert f"tables and figures in {place} after" in said
         assert ".smoke." not in said, "the temporary folder is nobody's business"
-        assert {"DONE", "summary.md", "figures", "records.parquet", "runs"} <= {path.name for path in place.iterdir()}
+        assert {"DONE", "summary.md", "records.parquet", "runs"} <= {path.name for path in place.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
+
+
+def test_a_running_cell_says_how_far_it_is(suite, tmp_path, capsys):
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    said = capsys.readouterr().out
+    for step in (0, 10, 20, 40):
+        assert said.count(f"topk d_sae=32 k=2: step {step} of 40, explained_variance ") == 1
 
 
 def test_a_smoke_run_touches_no_foreign_folder(suite, tmp_path):
@@ -292,7 +311,8 @@ def test_the_report_leaves_out_cells_of_earlier_versions_of_a_suite(copy, tmp_pa
 def test_one_seed_gives_a_report_without_figures_of_pairs(tmp_path):
     data = {**SUITE, "init_seeds": [0], "data_seeds": [0], "entries": SUITE["entries"][:1]}
     assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
-    drawn = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
+    write_report(tmp_path / "results", tmp_path / "report")
+    drawn = {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")}
     assert drawn == {"fourier_spectrum", "feature_tuning", "gate_summary"}
 
 

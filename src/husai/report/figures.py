@@ -59,7 +59,7 @@ def cell_grid(results: SuiteResults, width: float, height: float, most: int = 7)
     columns = min(most, max(len(cells) for cells in by_hook))
     rows = [cells[start : start + columns] for cells in by_hook for start in range(0, len(cells), columns)]
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(width * columns + 0.5, height * len(rows)), squeeze=False, sharey=True
+        len(rows), columns, figsize=(max(width * columns + 0.5, 5.6), height * len(rows)), squeeze=False, sharey=True
     )
     panels = []
     for line, cells in zip(axes, rows, strict=True):
