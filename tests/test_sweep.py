@@ -372,10 +372,11 @@ def test_records_of_a_synthetic_source_follow_the_contract(synthetic):
     assert not foreign & set(table["metric"])
 
 
-def test_the_report_of_a_synthetic_source_shows_what_applies(synthetic):
+def test_the_report_of_a_synthetic_source_shows_what_applies(synthetic, tmp_path):
     kind, place = synthetic
-    text = (place / "results" / "summary.md").read_text()
-    drawn = {path.stem for path in (place / "results" / "figures").glob("*.png")}
+    write_report(place / "results", tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == {"ladder", "stability_over_steps", "stability_matrices"}
     assert "## The circuit" not in text
     assert "nan" not in text

@@ -110,7 +110,7 @@ def run_cell(job: Job) -> str:
         curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
         known = curve[step].overall()
         figures = ", ".join(
-            f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc") if name in known
+            f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc", "gt_mcc") if name in known
         )
         sys.stdout.write(f"           {cell.title}: step {step} of {steps}, {figures}\n")
         sys.stdout.flush()
