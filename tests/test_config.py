@@ -13,6 +13,7 @@ from husai.config import (
     read_yaml,
 )
 from husai.errors import HusaiError
+from husai.resources import find_config
 
 
 @pytest.fixture
@@ -63,6 +64,13 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         ),
         ({"entries": [{"sae": {"k": 3}}]}, "key 'entries.0.sae.architecture' is missing"),
         ({"model": {"task": {"q": 1}}}, "unknown key 'model.task.q'. Allowed here: op, p"),
+        ({"model": {"planted": {"d": 3}}}, "unknown key 'model.planted.d'. Allowed here: d_model, n_atoms, k,"),
+        ({"hooks": [], "model": {"planted": {"k": 300}}}, "'model.planted': k 300 exceeds the 128 groups of atoms"),
+        ({"model": {"circles": {"frequencis": [1]}}}, "'model.circles.frequencis', did you mean 'frequencies'?"),
+        ({"model": {"planted": {}, "task": {}}}, "unknown key 'model.task'. Allowed here: planted"),
+        ({"model": {"planted": {}}}, "'hooks': a synthetic source has no hooks; leave them out"),
+        ({"model": {"circles": {}}}, "'hooks': a synthetic source has no hooks; leave them out"),
+        ({"hooks": []}, "'hooks': at least one hook of the model must be named, such as resid_post"),
         ({"model": {"taks": {}}}, "unknown key 'model.taks', did you mean 'task'?"),
         ({"model": 5}, "'model': input should be a valid dictionary"),
         ({"init_seeds": [0, -1]}, "'init_seeds.1': input should be greater than or equal to 0, got -1"),
@@ -89,8 +97,8 @@ def test_further_problems_are_counted():
 
 
 def test_missing_key_is_named():
-    with pytest.raises(HusaiError, match="suite: key 'hooks' is missing"):
-        SuiteConfig.parse({"name": "s", "entries": [{"sae": {"architecture": "topk"}}]}, "suite")
+    with pytest.raises(HusaiError, match="suite: key 'entries' is missing"):
+        SuiteConfig.parse({"name": "s", "hooks": ["resid_post"]}, "suite")
 
 
 @pytest.mark.parametrize(
@@ -232,3 +240,16 @@ def test_unreadable_file_says_why(write, content, message):
 def test_a_folder_is_no_config(tmp_path):
     with pytest.raises(HusaiError, match="cannot be read"):
         read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["planted", "planted-32", "circles"])
+def test_shipped_suites_of_synthetic_sources_match_their_truth_in_width_and_k(name):
+    suite = SuiteConfig.load(find_config(name, "suites"))
+    assert suite.hooks == ()
+    assert suite.name == name
+    assert len(suite.init_seeds) == len(suite.data_seeds) == 5
+    assert SuiteConfig.parse(suite.model_dump(mode="json")) == suite
+    if name != "circles":
+        (entry,) = suite.entries
+        assert (entry.sae.d_sae, entry.sae.k) == (suite.model.planted.n_atoms, suite.model.planted.k)
+        assert not suite.model.planted.noise

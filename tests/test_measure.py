@@ -12,13 +12,22 @@ from husai.analysis.nulls import DRAWN_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted
-from husai.config import AnalysisConfig, ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config import (
+    AnalysisConfig,
+    CirclesConfig,
+    PlantedConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAETrainingConfig,
+    TopKConfig,
+)
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
 from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.truth.synthetic import draw_circles, plant
 
 P, D, D_SAE, SEEDS = 23, 16, 24, 3
 FIT = {"explained_variance", "fvu", "l0", "dead", "n_live", "purity", "frequency_purity"}
@@ -66,8 +75,8 @@ def hook(activations) -> Hook:
 
 
 @pytest.fixture(scope="module")
-def members(ensembles, activations) -> dict[int, Members]:
-    return {step: Members.of(ensemble, activations) for step, ensemble in ensembles.items()}
+def members(ensembles, hook) -> dict[int, Members]:
+    return {step: Members.of(ensemble, hook) for step, ensemble in ensembles.items()}
 
 
 @pytest.fixture(scope="module")
@@ -199,27 +208,27 @@ def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activation
     hook = Hook.of(shuffled)
     assert hook.truth is None
     assert hook.shifts is None
-    result = measure(Members.of(ensembles[150], shuffled), hook, ANALYSIS, final=False)
+    result = measure(Members.of(ensembles[150], hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | STABILITY
     assert not metrics & (RECOVERY | SYMMETRY)
 
 
-def test_one_seed_has_no_stability(ensembles, activations, hook):
+def test_one_seed_has_no_stability(ensembles, hook):
     whole = ensembles[150]
     alone = SAEEnsemble(whole.params.map(lambda v: v[1:2]), whole.config, whole.init_seeds[1:2], whole.data_seeds[1:2])
-    result = measure(Members.of(alone, activations), hook, ANALYSIS, final=False)
+    result = measure(Members.of(alone, hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | RECOVERY
     assert not metrics & (STABILITY | SYMMETRY)
 
 
-def test_a_seed_without_live_atoms_is_an_error(ensembles, activations, hook):
+def test_a_seed_without_live_atoms_is_an_error(ensembles, hook):
     b_enc = ensembles[150].params.b_enc.clone()
     b_enc[1] = -1e6
     silent = replace(ensembles[150], params=ensembles[150].params._replace(b_enc=b_enc))
     with pytest.raises(HusaiError, match="without live atoms"):
-        measure(Members.of(silent, activations), hook, ANALYSIS, final=False)
+        measure(Members.of(silent, hook), hook, ANALYSIS, final=False)
 
 
 def test_the_verdict_names_rungs_by_their_own_levels(final):
@@ -303,7 +312,7 @@ def axes() -> tuple[Hook, SAEEnsemble]:
 
 def test_measured_by_hand(axes):
     hook, ensemble = axes
-    members = Members.of(ensemble, hook.activations)
+    members = Members.of(ensemble, hook)
     result = measure(members, hook, ANALYSIS, final=True)
     first = {row.metric: row.value for row in result.rows if row.seed == 0 and row.seed_b is None and not row.null}
     assert first["explained_variance"] == pytest.approx(1)
@@ -319,7 +328,7 @@ def test_measured_by_hand(axes):
 
 def test_atoms_by_hand(axes):
     hook, ensemble = axes
-    table = atom_table(Members.of(ensemble, hook.activations), ensemble, hook)
+    table = atom_table(Members.of(ensemble, hook), ensemble, hook)
     first = table[table.init_seed == 0]
     assert first.label.tolist() == ["sum"] * 8
     assert first.k.tolist() == [2] * 4 + [5] * 4
@@ -347,7 +356,7 @@ def test_rare_atoms_count_less_by_hand():
     W_dec = torch.eye(4)[torch.tensor([[0, 1, 2], [0, 1, 3]])]
     params = Params(W_dec.mT.contiguous(), torch.zeros(2, 3), W_dec, torch.zeros(2, 4))
     hook = Hook.of(Activations(x, task, "hook", "planted"))
-    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook.activations)
+    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook)
     result = measure(members, hook, ANALYSIS, final=False)
     assert result.value("n_live").mean == 3
     assert result.value("n_frequent").mean == 2
@@ -355,3 +364,135 @@ def test_rare_atoms_count_less_by_hand():
     assert result.value("pwmcc_frequent").mean == pytest.approx(1)
     common = float(x[:, :2].relu().pow(2).sum())
     assert result.value("pwmcc_energy_weighted").mean == pytest.approx(common / (common + 400))
+
+
+# --- synthetic sources ---
+
+ATOMS = {"gt_mcc", "gt_precision", "gt_mcc_matched"}
+FIRING = {"firing_precision", "firing_recall", "firing_f1"}
+PLANTED = PlantedConfig(d_model=16, n_atoms=20, k=2, samples=1500)
+
+
+def dictionaries(*rows: torch.Tensor, threshold: float = 0.0) -> SAEEnsemble:
+    """ReLU SAEs that read and write the given unit rows."""
+    W_dec = torch.stack(rows)
+    seeds = tuple(range(len(rows)))
+    b_enc = torch.full(W_dec.shape[:2], -threshold)
+    params = Params(W_dec.mT.contiguous(), b_enc, W_dec, torch.zeros(len(rows), W_dec.shape[2]))
+    return SAEEnsemble(params, ReLUConfig(d_sae=W_dec.shape[1]), seeds, seeds)
+
+
+@pytest.fixture(scope="module")
+def planted_hook() -> Hook:
+    return Hook.of_planted(plant(PLANTED))
+
+
+@pytest.fixture(scope="module")
+def true_twice(planted_hook) -> tuple[SAEEnsemble, Members]:
+    """The true atoms in three orders; the third seed has 5 of them replaced by others, and one atom dead."""
+    true, g = planted_hook.planted.atoms, generator("test-planted")
+    other = torch.nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1)
+    ensemble = dictionaries(true, true[torch.randperm(20, generator=g)], torch.cat([other, true[5:]]))
+    ensemble.params.b_enc[2, 7] = -1e6
+    return ensemble, Members.of(ensemble, planted_hook)
+
+
+@pytest.fixture(scope="module")
+def planted_result(true_twice, planted_hook):
+    random = dictionaries(
+        *(torch.nn.functional.normalize(torch.randn(20, 16, generator=generator("r", i)), dim=1) for i in range(3))
+    )
+    start = measure(Members.of(random, planted_hook), planted_hook, ANALYSIS, final=False)
+    return measure(true_twice[1], planted_hook, ANALYSIS, final=True, untrained=start)
+
+
+def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
+    rows = overall(planted_result)
+    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
+    expected |= {(metric, "") for metric in FIT - {"purity", "frequency_purity"}}
+    expected |= {(metric, null) for metric in ATOMS | STABILITY for null in NULLS}
+    expected |= {(metric, "untrained") for metric in FIRING}
+    expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
+    assert all(math.isfinite(row.value) for row in planted_result.rows)
+
+
+def test_planted_scores_by_hand(planted_result):
+    of_seed = {(r.metric, r.seed): r.value for r in planted_result.rows if not r.null and r.seed_b is None}
+    for seed in (0, 1):
+        assert [of_seed[metric, seed] for metric in sorted(ATOMS)] == pytest.approx([1, 1, 1], abs=1e-5)
+    # 14 true atoms of 20 remain live; five others match at most as random ones do, and one true atom has no partner
+    assert 14 / 20 < of_seed["gt_mcc", 2] < 17.5 / 20
+    assert of_seed["gt_precision", 2] == pytest.approx(of_seed["gt_mcc", 2] * 20 / 19)
+    assert of_seed["gt_mcc_matched", 2] == pytest.approx(of_seed["gt_precision", 2])
+    assert of_seed["l0_true", None] == 2
+
+
+def test_nulls_of_planted_scores_are_those_of_random_dictionaries(planted_result):
+    for metric in ATOMS:
+        for null in DRAWN_NULLS:
+            assert 0.4 < planted_result.value(metric, null).mean < 0.8
+    ambient = planted_result.value("gt_mcc", "ambient")
+    assert ambient.low < planted_result.value("gt_mcc", "untrained").mean < ambient.high + 0.03
+    assert planted_result.value("gt_mcc", "data_points").mean > ambient.high
+    assert planted_result.value("gt_mcc").mean > planted_result.value("gt_mcc", "data_points").high
+
+
+def test_a_true_dictionary_with_a_fitting_threshold_tells_when_its_atoms_are_active(planted_hook):
+    """Atoms overlap, so that without a threshold latents fire beside their atoms too."""
+    true = planted_hook.planted.atoms
+    scores = {}
+    for threshold in (0.0, 0.5):
+        members = Members.of(dictionaries(true, threshold=threshold), planted_hook)
+        scores[threshold] = members.firings[0]
+    assert scores[0.0].firing_recall > 0.85
+    assert scores[0.0].firing_precision < 0.3
+    assert scores[0.5].firing_precision > 0.45
+    assert scores[0.5].firing_f1 > scores[0.0].firing_f1 + 0.2
+
+
+def test_atoms_name_the_true_atom_they_stand_for(true_twice, planted_hook):
+    table = atom_table(true_twice[1], true_twice[0], planted_hook)
+    assert not {"label", "k", "purity", "phase", "decoder_overlap", "subspace"} & set(table.columns)
+    first, last = table[table.init_seed == 0], table[table.init_seed == 2]
+    assert first.true_atom.tolist() == list(range(20))
+    assert first.true_cosine.to_numpy() == pytest.approx(np.ones(20), abs=1e-5)
+    assert last.true_atom.tolist()[5:] == [5, 6, -1, *range(8, 20)]
+    assert np.isnan(last.true_cosine.to_numpy()).tolist() == [i == 7 for i in range(20)]
+    assert np.isnan(last.firing_f1.to_numpy()).tolist() == [i == 7 for i in range(20)]
+    assert first.firing_f1.mean() == pytest.approx(true_twice[1].firings[0].firing_f1)
+
+
+@pytest.fixture(scope="module")
+def circles_hook() -> Hook:
+    return Hook.of_circles(draw_circles(CirclesConfig(d_model=D, p=P, frequencies=(2, 5), radii=(1.0, 1.0), repeats=4)))
+
+
+def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
+    planes = [subspace.basis.float().T for subspace in circles_hook.truth.subspaces]
+    ends = torch.cat([planes[0], -planes[0], planes[1], -planes[1]])
+    ensemble = dictionaries(ends, ends)
+    members = Members.of(ensemble, circles_hook)
+    result = measure(members, circles_hook, ANALYSIS, final=True)
+    metrics = {key[0] for key in overall(result) if not key[1]}
+    assert metrics == FIT | RECOVERY | {f"{m}_unweighted" for m in RECOVERY} | STABILITY | VARIANTS | SYMMETRY | {
+        "n_frequent"
+    }
+    for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):
+        assert result.value(metric).mean == pytest.approx(1, abs=1e-4), metric
+    assert result.value("purity").mean == pytest.approx(0.841, abs=0.01)
+    table = atom_table(members, ensemble, circles_hook)
+    assert set(table.label) == {"sum"}
+    assert table.k.tolist() == [2] * 4 + [5] * 4 + [2] * 4 + [5] * 4
+    assert table.subspace.tolist() == ["sum k=2"] * 4 + ["sum k=5"] * 4 + ["sum k=2"] * 4 + ["sum k=5"] * 4
+
+
+def test_one_atom_an_answer_is_closed_under_the_shifts_of_circles(circles_hook):
+    """Shifts act as they do on a transformer's grid: answer c's mean goes to answer c + 1's."""
+    means = torch.nn.functional.normalize(circles_hook.x[:P], dim=1)
+    maps = circles_hook.shifts
+    moved = torch.nn.functional.normalize(means @ maps.basis @ maps.maps[1] @ maps.basis.T, dim=1)
+    torch.testing.assert_close(moved, means.roll(-1, 0), atol=1e-4, rtol=0)
+    result = measure(Members.of(dictionaries(means, means), circles_hook), circles_hook, ANALYSIS, final=True)
+    assert result.value("self_shift").mean == pytest.approx(1, abs=1e-4)

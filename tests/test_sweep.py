@@ -1,13 +1,15 @@
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from husai import suite as suite_module
 from husai import sweep as sweep_module
-from husai.cell import RECORD_COLUMNS, checkpoints
+from husai.cell import RECORD_COLUMNS, checkpoints, hook_of
 from husai.config import SuiteConfig, TransformerConfig
 from husai.errors import HusaiError
 from husai.report.results import SuiteResults
@@ -16,6 +18,7 @@ from husai.report.write import write_report
 from husai.runs import GateFailed
 from husai.seeding import generator
 from husai.suite import run_smoke, run_suite
+from husai.sweep import plan
 from husai.transformer.model import Transformer, init_params
 from husai.transformer.weights import save_weights
 
@@ -318,3 +321,102 @@ def test_a_config_in_the_working_folder_changes_nothing(suite, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
     assert capsys.readouterr().out.count("missing") == 2
+
+
+# --- synthetic sources ---
+
+SHORT = {"steps": 30, "batch_size": 128, "lr": 3e-3}
+SOURCES = {
+    "planted": {"d_model": 12, "n_atoms": 16, "k": 2, "samples": 600, "seed": 3},
+    "circles": {
+        "d_model": 12,
+        "p": 23,
+        "frequencies": [2, 5],
+        "radii": [1, 2],
+        "repeats": 12,
+        "noise": 0.01,
+        "seed": 3,
+    },
+}
+
+
+def synthetic_suite(kind, **changes):
+    entry = {"sae": {"architecture": "topk", "d_sae": 16, "k": 2, "k_aux": 2, "dead_steps": 5}, "training": SHORT}
+    data = {name: value for name, value in SUITE.items() if name != "hooks"}
+    return SuiteConfig.parse({**data, "model": {kind: SOURCES[kind] | changes}, "entries": [entry]})
+
+
+@pytest.fixture(scope="module", params=["planted", "circles"])
+def synthetic(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param)
+    assert run_suite(synthetic_suite(request.param), place / "results", place / "runs", jobs=1) == 0
+    return request.param, place
+
+
+def test_records_of_a_synthetic_source_follow_the_contract(synthetic):
+    kind, place = synthetic
+    table = records(place)
+    assert tuple(table.columns) == RECORD_COLUMNS
+    for column, value in (("tier", kind), ("task", kind), ("hook", kind), ("model", "tiny-model"), ("model_seed", 3)):
+        assert set(table[column]) == {value}, column
+    assert set(table["p"]) == {0 if kind == "planted" else 23}
+    assert table["p"].dtype == "int64"
+    assert table["verified"].all()
+    headline = "gt_mcc" if kind == "planted" else "fourier_overlap"
+    whole = table[(table["metric"] == headline) & table["init_seed"].isna()]
+    assert set(whole[whole["null"] == ""]["step"]) == {0, 10, 15, 30}
+    assert set(whole[whole["step"] == 30]["null"]) == {"", "ambient", "data", "data_points", "untrained"}
+    foreign = {"planted": {"fourier_overlap", "purity", "shifted", "self_shift"}, "circles": {"gt_mcc", "l0_true"}}[
+        kind
+    ]
+    assert not foreign & set(table["metric"])
+
+
+def test_the_report_of_a_synthetic_source_shows_what_applies(synthetic, tmp_path):
+    kind, place = synthetic
+    write_report(place / "results", tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {"ladder", "stability_over_steps", "stability_matrices"}
+    assert "## The circuit" not in text
+    assert "nan" not in text
+    assert json.loads((place / "results" / "gate.json").read_text()) == {}
+    truth = json.loads((place / "results" / "truth.json").read_text())[kind]
+    if kind == "planted":
+        assert "16 planted atoms" in text
+        assert "gt_mcc beside its chance levels" in text
+        assert "## Symmetry" not in text
+        assert "## Labels" not in text
+        assert (truth["atoms"], truth["dim"], truth["l0"]) == (16, 12, 2.0)
+    else:
+        assert "sum k=5 0.8" in text
+        assert all(f"## {title}" in text for title in ("Symmetry", "Recovery: fourier_overlap", "Labels"))
+        assert [s["label"] for s in truth["subspaces"]] == ["sum k=5", "sum k=2"]
+
+
+def test_a_finished_synthetic_suite_is_never_redone_and_another_source_is_another_cell(
+    synthetic, no_computing, tmp_path, capsys
+):
+    kind, place = synthetic
+    shutil.copytree(place / "results", tmp_path / "results")
+    assert run_suite(synthetic_suite(kind), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(synthetic_suite(kind, seed=4), tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("missing")
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_job_draws_the_same_samples_in_any_process(kind, tmp_path):
+    (job,), report = plan(synthetic_suite(kind), None, tmp_path)
+    assert report is None
+    assert torch.equal(hook_of(job).x, hook_of(pickle.loads(pickle.dumps(job))).x)
+
+
+def test_a_source_that_cannot_be_drawn_is_one_sentence(tmp_path):
+    with pytest.raises(HusaiError, match=r"planted: atom \d+ is active in none of the 130 samples"):
+        run_suite(
+            synthetic_suite("planted", samples=130, group_size=2, hierarchy=True),
+            tmp_path / "r",
+            tmp_path / "s",
+            jobs=1,
+        )
+    assert not (tmp_path / "r").exists()

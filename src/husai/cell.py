@@ -11,13 +11,13 @@ import torch
 
 from husai.activations import extract
 from husai.analysis.convergence import has_converged
-from husai.config import AnalysisConfig, SAEConfig, content_hash
+from husai.config import AnalysisConfig, CirclesConfig, PlantedConfig, SAEConfig, content_hash
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
 from husai.sae.base import SAEEnsemble
 from husai.sae.train import TrainedSAEs, mean_log
-from husai.tasks import Task
 from husai.tracking import Mode, open_tracker
+from husai.truth.synthetic import draw_circles, plant
 from husai.workflow import train_sae_run
 
 RECORD_COLUMNS = (
@@ -31,7 +31,10 @@ SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
 
 @dataclass(frozen=True)
 class Cell:
-    """What is computed. `run_id` identifies the science: neither suite, folders nor device enter it."""
+    """What is computed. `run_id` identifies the science: neither suite, folders nor device enter it.
+
+    hook: full name, or the tier of a synthetic source. model_id: hash of the weights, or of the source's config.
+    """
 
     config: SAEConfig
     hook: str
@@ -49,14 +52,28 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class SavedModel:
+    """A transformer on disk: weights file, run folder or reference name, and its operation."""
+
+    path: str
+    op: str
+
+
+@dataclass(frozen=True)
 class Job:
-    """A cell with all a worker in another process needs. model_path: weights or run folder; folder: the run's place."""
+    """A cell with all a worker in another process needs. folder: the run's place.
+
+    tier: where the truth comes from, `trained`, `planted` or `circles`. task, p: operation and modulus; a synthetic
+    source repeats its tier as task, and planted atoms, which have no modulus, have p = 0.
+    """
 
     cell: Cell
     suite: str
+    source: SavedModel | PlantedConfig | CirclesConfig
+    tier: str
+    task: str
+    p: int
     model_name: str
-    model_path: str
-    op: str
     model_seed: int | None
     verified: bool
     folder: str
@@ -70,22 +87,30 @@ def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({0, steps // 2, steps, *(s for s in curve if s < steps)}))
 
 
+def hook_of(job: Job) -> Hook:
+    """What the job's SAEs are trained on and measured against: drawn anew, or extracted from the model on disk."""
+    if isinstance(job.source, PlantedConfig):
+        return Hook.of_planted(plant(job.source))
+    if isinstance(job.source, CirclesConfig):
+        return Hook.of_circles(draw_circles(job.source))
+    loaded = load_model(job.source.path, job.source.op)
+    return Hook.of(extract(loaded.transformer, loaded.task, job.cell.hook))
+
+
 def run_cell(job: Job) -> str:
     """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
     torch.set_num_threads(job.threads)
     cell, steps = job.cell, job.cell.config.training.steps
-    loaded = load_model(job.model_path, job.op)
-    model, task = loaded.transformer, loaded.task
-    hook = Hook.of(extract(model, task, cell.hook))
+    hook = hook_of(job)
     curve: dict[int, Measurement] = {}
     latest: list[Members] = []
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        latest[:] = [Members.of(ensemble, hook.activations)]
+        latest[:] = [Members.of(ensemble, hook)]
         curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
         known = curve[step].overall()
         figures = ", ".join(
-            f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc") if name in known
+            f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc", "gt_mcc") if name in known
         )
         sys.stdout.write(f"           {cell.title}: step {step} of {steps}, {figures}\n")
         sys.stdout.flush()
@@ -94,10 +119,10 @@ def run_cell(job: Job) -> str:
     def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
         end = curve[steps]
         converged = has_converged(curve[steps // 2].overall(), end.overall())
-        frames = [records_of(job, task, step, point.rows, converged) for step, point in curve.items()]
+        frames = [records_of(job, step, point.rows, converged) for step, point in curve.items()]
         pd.concat(frames, ignore_index=True).to_parquet(folder / "records.parquet", index=False)
         atoms = atom_table(latest[0], trained.ensemble, hook)
-        identity = identity_of(job, task)
+        identity = identity_of(job)
         named = {column: identity[column] for column in RECORD_COLUMNS[:10]}
         atoms.assign(**named, run_id=cell.run_id).to_parquet(folder / "atoms.parquet", index=False)
         np.savez_compressed(
@@ -116,14 +141,14 @@ def run_cell(job: Job) -> str:
     meta = {
         "model_name": job.model_name,
         "hook_name": cell.hook,
-        "task": task.op,
-        "p": task.p,
+        "task": job.task,
+        "p": job.p,
         "verified": job.verified,
         "run_id": cell.run_id,
     }
     try:
         train_sae_run(
-            hook.activations.x,
+            hook.x,
             cell.config,
             Path(job.folder),
             meta,
@@ -138,16 +163,16 @@ def run_cell(job: Job) -> str:
     return cell.run_id
 
 
-def identity_of(job: Job, task: Task) -> dict[str, Any]:
+def identity_of(job: Job) -> dict[str, Any]:
     """The record columns that are the same in every row of a cell."""
     kind, (name, value) = job.cell.config.sae, job.cell.config.sae.sparsity
     return {
         "suite": job.suite,
-        "task": task.op,
-        "p": task.p,
+        "task": job.task,
+        "p": job.p,
         "model": job.model_name,
         "hook": job.cell.hook,
-        "tier": "trained",
+        "tier": job.tier,
         "architecture": kind.architecture,
         "d_sae": kind.d_sae,
         "sparsity_param": name,
@@ -158,9 +183,9 @@ def identity_of(job: Job, task: Task) -> dict[str, Any]:
     }
 
 
-def records_of(job: Job, task: Task, step: int, rows: list[Row], converged: bool) -> pd.DataFrame:
+def records_of(job: Job, step: int, rows: list[Row], converged: bool) -> pd.DataFrame:
     """Tidy records of one measurement: one row a number."""
-    config, identity = job.cell.config, identity_of(job, task)
+    config, identity = job.cell.config, identity_of(job)
 
     def seeds(index: int | None, suffix: str) -> dict[str, int | None]:
         known = index is not None
@@ -199,12 +224,14 @@ def summary(end: Measurement, converged: bool) -> dict[str, Any]:
 
 
 def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Members) -> dict[str, np.ndarray]:
-    """Small figure data: the S×S matrices and, for seed 0, the codes of its most energetic atoms over (a, b)."""
-    task = hook.activations.task
+    """Small figure data: the S×S matrices and, on a grid, the codes of seed 0's most energetic atoms over (a, b)."""
+    matrices = {name: matrix.astype(np.float32) for name, matrix in end.matrices.items()}
+    task = hook.task
+    if task is None:
+        return matrices
     energy = members.fits[0].energy
     shown = energy.topk(min(SHOWN_ATOMS, len(energy))).indices
-    codes = ensemble.member(0).encode(hook.activations.x)[:, shown]
+    codes = ensemble.member(0).encode(hook.x)[:, shown]
     maps = torch.zeros(len(shown), task.p, task.p)
     maps[:, task.a, task.b] = codes.T
-    matrices = {name: matrix.astype(np.float32) for name, matrix in end.matrices.items()}
     return {**matrices, "tuning_maps": maps.numpy().astype(np.float16), "tuning_atoms": shown.numpy()}

@@ -9,16 +9,28 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from husai.errors import HusaiError
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
@@ -78,24 +90,28 @@ def _locate(
     unknown: whether the last part is a key that no config has.
     """
     path: list[str] = []
-    choices: list[type[BaseModel]] = []
+    choices: dict[str, type[BaseModel]] = {}
     for place, part in enumerate(location, 1):
         is_key = isinstance(part, int) or part in model.model_fields or (unknown and place == len(location))
         if is_key:
             path.append(str(part))
         elif len(choices) > 1:
-            model = next(c for c in choices if c.model_fields["architecture"].default == part)
+            model = choices[str(part)]
         if isinstance(part, str) and is_key and part in model.model_fields:
             choices = _configs_in(model.model_fields[part].annotation)
-            model = choices[0] if len(choices) == 1 else model
+            model = next(iter(choices.values())) if len(choices) == 1 else model
     return path, model
 
 
-def _configs_in(annotation: object) -> list[type[BaseModel]]:
-    """The config classes that occur in a type annotation."""
+def _configs_in(annotation: object) -> dict[str, type[BaseModel]]:
+    """The config classes that occur in a type annotation, by the tag under which pydantic's locations know them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _configs_in(part)]
+        architecture = annotation.model_fields.get("architecture")
+        return {str(architecture.default) if architecture else annotation.__name__: annotation}
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated and isinstance(parts[1], Tag):
+        return dict(zip([parts[1].tag], _configs_in(parts[0]).values(), strict=False))
+    return {tag: found for part in parts for tag, found in _configs_in(part).items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -311,6 +327,104 @@ class AnalysisConfig(Config):
     )
 
 
+class PlantedConfig(Config):
+    """Samples Σ_i z_i·g_i + noise of known unit atoms g_i with sparse z ≥ 0. (docs/method.md §Planted atoms)"""
+
+    d_model: int = Field(default=64, ge=2, description="dimensions of the samples")
+    n_atoms: Positive = Field(default=128, description="true atoms")
+    k: Positive = Field(default=4, description="groups picked a sample; with group_size 1, active atoms")
+    magnitudes: tuple[Size, Size] = Field(
+        default=(0.5, 1.5), description="lowest and highest z of an active atom, uniform between them"
+    )
+    noise: Spread = Field(default=0.0, description="standard deviation of Gaussian noise in each dimension")
+    coherence: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="squared weight of a direction all atoms share; about the mean cosine of two",
+    )
+    zipf: Spread = Field(default=0.0, description="groups are picked in proportion to rank^-zipf; 0: all equally often")
+    group_size: Positive = Field(default=1, description="atoms a group; must divide n_atoms; 1: every atom by itself")
+    together: Fraction = Field(
+        default=0.0, description="probability that all of a picked group fire, else one does (hierarchy: see there)"
+    )
+    hierarchy: bool = Field(
+        default=False,
+        description="a group's first atom is a parent that fires whenever the group is picked, with probability "
+        "`together` beside one of the others, its children",
+    )
+    samples: Positive = Field(default=32768, description="samples drawn once and trained on in every pass")
+    seed: Seed = Field(default=0, description="seed of atoms, codes and noise, each with a stream of its own")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        low, high = self.magnitudes
+        if low > high:
+            raise ValueError(f"magnitudes {low:g} to {high:g} run backwards; the lower end comes first")
+        if self.n_atoms % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide n_atoms {self.n_atoms}")
+        groups = self.n_atoms // self.group_size
+        if self.k > groups:
+            raise ValueError(f"k {self.k} exceeds the {groups} groups of atoms; allowed is 1 to {groups}")
+        if self.group_size == 1 and (self.together or self.hierarchy):
+            raise ValueError("together and hierarchy need groups of at least 2 atoms (group_size)")
+        if self.rates[0] > 1 + 1e-9:
+            raise ValueError(
+                f"zipf {self.zipf:g} would pick the commonest group {self.rates[0]:.2f} times a sample; "
+                "lower zipf or k until that is at most 1"
+            )
+        return self
+
+    @property
+    def rates(self) -> list[float]:
+        """How often a sample picks each group; they sum to k."""
+        weights = [rank**-self.zipf for rank in range(1, self.n_atoms // self.group_size + 1)]
+        return [self.k * weight / sum(weights) for weight in weights]
+
+
+class CirclesConfig(Config):
+    """Samples Σ_k r_k·U_k·(cos w_k c, sin w_k c) + noise, U_k known planes. (docs/method.md §Planted circles)"""
+
+    d_model: Positive = Field(default=128, description="dimensions of the samples")
+    p: int = Field(default=113, ge=3, description="answers c = 0 … p - 1, and the period of the circles")
+    frequencies: tuple[Positive, ...] = Field(
+        default=(3, 17, 34, 41, 50), min_length=1, description="one circle each, from 1 to (p - 1)/2"
+    )
+    radii: tuple[Size, ...] = Field(default=(1.0, 1.0, 1.0, 1.0, 1.0), description="radius of each circle")
+    noise: Spread = Field(default=0.0, description="standard deviation of Gaussian noise in each dimension")
+    repeats: Positive = Field(default=113, description="samples an answer; only noise tells them apart")
+    seed: Seed = Field(default=0, description="seed of planes and noise, each with a stream of its own")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        keys, most = self.frequencies, (self.p - 1) // 2
+        folded = [k for k in keys if k > most]
+        if folded:
+            raise ValueError(
+                f"frequency {folded[0]} is not from 1 to {most}, the distinct ones mod {self.p}; "
+                "k and p - k are the same and are written as the smaller"
+            )
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"frequencies {list(keys)} name one twice; each has one circle")
+        if len(self.radii) != len(keys):
+            raise ValueError(f"{len(self.radii)} radii for {len(keys)} frequencies; there must be one each")
+        if self.d_model < 2 * len(keys):
+            raise ValueError(f"d_model {self.d_model} has no room for {len(keys)} orthogonal planes; they take 2 each")
+        return self
+
+
+class PlantedSource(Config):
+    """`planted: {...}` in place of a model."""
+
+    planted: PlantedConfig
+
+
+class CirclesSource(Config):
+    """`circles: {...}` in place of a model."""
+
+    circles: CirclesConfig
+
+
 class SuiteEntry(Config):
     """One architecture at one sparsity; it is trained at every hook of the suite."""
 
@@ -318,9 +432,20 @@ class SuiteEntry(Config):
     training: SAETrainingConfig = SAETrainingConfig()
 
 
-NameOrRecipe = Annotated[
-    Annotated[str, Tag("name")] | Annotated[ModelConfig, Tag("recipe")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "recipe"),
+def _kind_of_model(value: Any) -> str:
+    """Which of the things that may stand under `model` a value is."""
+    if isinstance(value, str):
+        return "name"
+    keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
+    return next((kind for kind in ("planted", "circles") if kind in keys), "recipe")
+
+
+ModelOrSource = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[ModelConfig, Tag("recipe")]
+    | Annotated[PlantedSource, Tag("planted")]
+    | Annotated[CirclesSource, Tag("circles")],
+    Discriminator(_kind_of_model),
 ]
 
 
@@ -328,9 +453,24 @@ class SuiteConfig(Config):
     """A sweep: one model × hooks × entries × seeds."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
-    model: NameOrRecipe = Field(default="add-p113-0", description="a MODEL by name or path, or a recipe to train first")
-    hooks: tuple[str, ...] = Field(min_length=1, description="hooks, short or full")
+    model: ModelOrSource = Field(
+        default="add-p113-0",
+        description="a MODEL by name or path, a recipe to train first, or a synthetic source (planted: or circles:)",
+    )
+    hooks: tuple[str, ...] = Field(
+        default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
+    )
     entries: tuple[SuiteEntry, ...] = Field(min_length=1)
     init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()
+
+    @field_validator("hooks")
+    @classmethod
+    def _hooks_belong_to_a_model(cls, hooks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        synthetic = isinstance(info.data.get("model"), PlantedSource | CirclesSource)
+        if synthetic and hooks:
+            raise ValueError("a synthetic source has no hooks; leave them out")
+        if not synthetic and not hooks:
+            raise ValueError("at least one hook of the model must be named, such as resid_post")
+        return hooks

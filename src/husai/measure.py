@@ -15,19 +15,23 @@ from husai.activations import Activations
 from husai.analysis.fit import Fit, evaluate_fit
 from husai.analysis.matching import Matching, agreement, cosines, match, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, adjusted, null_matrices, pairwise, sampler
+from husai.analysis.planted import AtomRecovery, FiringRecovery, atom_recovery, firing_recovery, match_true
 from husai.analysis.recovery import Tuning, best_subspace, decoder_overlap, fourier_overlap, tuning
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval, seed_interval
-from husai.analysis.symmetry import EXACT_ATOMS, Shifts, aligned, shift_maps, shifted
+from husai.analysis.symmetry import EXACT_ATOMS, Shifts, aligned, answer_shifts, shift_maps, shifted
 from husai.analysis.verdict import rung_sentence
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
 from husai.sae.base import SAEEnsemble
 from husai.seeding import generator
-from husai.truth.planes import GroundTruth, find_truth
+from husai.tasks import Task
+from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
+from husai.truth.synthetic import Circles, Planted
 
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
 MIN_P_DRAWS = 20  # with fewer draws a p-value cannot fall below .05 and none is given
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
+FIRING = ("firing_precision", "firing_recall", "firing_f1")
 
 
 class Row(NamedTuple):
@@ -49,40 +53,73 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Hook:
-    """What is measured against: the grid's activations, their truth (None: nothing to recover), their symmetry."""
+    """What SAEs are trained on and measured against, at a hook of a transformer or from a synthetic source.
 
-    activations: Activations
-    truth: GroundTruth | None
-    shifts: Shifts | None
+    x: the samples. truth: their true planes; planted: their true atoms (None: there are none to recover). shifts: their
+    symmetry. families: the functions that codes are read against. task: the grid, if the samples are one.
+    """
+
+    x: Float[Tensor, "samples d"]
+    truth: GroundTruth | None = None
+    shifts: Shifts | None = None
+    families: Families | None = None
+    task: Task | None = None
+    planted: Planted | None = None
 
     @classmethod
     def of(cls, activations: Activations) -> "Hook":
         """A hook without any Fourier family has no truth; its stability can still be measured."""
+        x, task = activations.x, activations.task
         try:
             truth = find_truth(activations)
         except HusaiError:
-            return cls(activations, None, None)
-        return cls(activations, truth, shift_maps(activations, truth))
+            return cls(x, families=families(task), task=task)
+        return cls(x, truth, shift_maps(activations, truth), families(task), task)
+
+    @classmethod
+    def of_circles(cls, circles: Circles) -> "Hook":
+        """Codes are read as functions of the answer alone, since nothing else is known of a sample."""
+        shifts = answer_shifts(circles.x, circles.answers, circles.p, circles.truth)
+        return cls(circles.x, circles.truth, shifts, answer_families(circles.answers, circles.p))
+
+    @classmethod
+    def of_planted(cls, planted: Planted) -> "Hook":
+        return cls(planted.x, planted=planted)
+
+    def describe(self) -> dict[str, Any]:
+        """The truth as plain data."""
+        return self.planted.describe() if self.planted else describe(self.truth)
 
 
 @dataclass(frozen=True)
 class Members:
-    """An ensemble encoded once: fit, live unit atoms and tuning of every seed."""
+    """An ensemble encoded once: fit and live unit atoms of every seed; tuning or recovery, where the hook allows them.
+
+    matchings: of true atoms with live ones. firings: how the matched latents fire.
+    """
 
     fits: list[Fit]
     atoms: list[Float[Tensor, "n_live d"]]
     tunings: list[Tuning]
+    matchings: list[Matching]
+    firings: list[FiringRecovery]
 
     @classmethod
-    def of(cls, ensemble: SAEEnsemble, activations: Activations) -> "Members":
-        fits, atoms, tunings = [], [], []
+    def of(cls, ensemble: SAEEnsemble, hook: Hook) -> "Members":
+        found = cls([], [], [], [], [])
         for index in range(len(ensemble)):
             dictionary = ensemble.member(index)
-            codes = dictionary.encode(activations.x)
-            fits.append(evaluate_fit(dictionary, activations.x, codes))
-            atoms.append(dictionary.atoms[fits[-1].live])
-            tunings.append(tuning(codes, activations.task))
-        return cls(fits, atoms, tunings)
+            codes = dictionary.encode(hook.x)
+            fit = evaluate_fit(dictionary, hook.x, codes)
+            found.fits.append(fit)
+            found.atoms.append(dictionary.atoms[fit.live])
+            if hook.families is not None:
+                found.tunings.append(tuning(codes, hook.families))
+            if hook.planted is not None and fit.live.any():
+                matching = match_true(found.atoms[-1], hook.planted.atoms)
+                found.matchings.append(matching)
+                found.firings.append(firing_recovery(codes[:, fit.live] > 0, hook.planted.codes > 0, matching))
+        return found
 
     @property
     def n_live(self) -> tuple[int, ...]:
@@ -131,6 +168,7 @@ def measure(
     draws = analysis.curve_null_draws if not final else analysis.wide_null_draws if wide else analysis.null_draws
     _fit_rows(result, members)
     _recovery_rows(result, members, hook)
+    _planted_rows(result, members, hook)
     _stability_rows(result, members, hook, draws)
     if hook.shifts is not None:
         _symmetry_rows(result, members, hook, hook.shifts, analysis, final=final, wide=wide)
@@ -148,7 +186,7 @@ def _fit_rows(result: Measurement, members: Members) -> None:
     for metric in ("explained_variance", "fvu", "l0", "dead"):
         _per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
     _per_seed(result, "n_live", [float(n) for n in members.n_live])
-    for metric in ("purity", "frequency_purity"):
+    for metric in ("purity", "frequency_purity") if members.tunings else ():
         _per_seed(result, metric, [float(np.nanmean(getattr(tuned, metric))) for tuned in members.tunings])
 
 
@@ -161,12 +199,31 @@ def _recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:
         _per_seed(result, metric, [score(atoms, hook.truth, weight) for atoms, weight in pairs])
         _per_seed(result, f"{metric}_unweighted", [score(atoms, hook.truth) for atoms in members.atoms])
         for null in DRAWN_NULLS:
-            draw = sampler(null, hook.activations.x)
-            size = max(members.n_live)
-            values = [
-                score(draw(size, generator(f"{metric}-{null}", index)), hook.truth) for index in range(OVERLAP_DRAWS)
-            ]
+            values = [score(drawn, hook.truth) for drawn in _null_dictionaries(null, metric, members, hook)]
             result.rows.append(Row(metric, null, *seed_interval(np.array(values)), n=OVERLAP_DRAWS))
+
+
+def _null_dictionaries(null: str, purpose: str, members: Members, hook: Hook) -> list[Float[Tensor, "n d"]]:
+    """A few dictionaries of a null, as large as the largest seed's."""
+    draw, size = sampler(null, hook.x), max(members.n_live)
+    return [draw(size, generator(f"{purpose}-{null}", index)) for index in range(OVERLAP_DRAWS)]
+
+
+def _planted_rows(result: Measurement, members: Members, hook: Hook) -> None:
+    if hook.planted is None:
+        return
+    true = hook.planted.atoms
+    result.rows.append(Row("l0_true", "", hook.planted.l0))
+    found = [atom_recovery(atoms, true) for atoms in members.atoms]
+    for metric in AtomRecovery._fields:
+        _per_seed(result, metric, [getattr(scores, metric) for scores in found])
+    for metric in FIRING:
+        _per_seed(result, metric, [getattr(scores, metric) for scores in members.firings])
+    for null in DRAWN_NULLS:
+        drawn = [atom_recovery(atoms, true) for atoms in _null_dictionaries(null, "planted", members, hook)]
+        for metric in AtomRecovery._fields:
+            values = np.array([getattr(scores, metric) for scores in drawn])
+            result.rows.append(Row(metric, null, *seed_interval(values), n=OVERLAP_DRAWS))
 
 
 def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
@@ -187,7 +244,7 @@ def _stability_rows(result: Measurement, members: Members, hook: Hook, draws: in
         _per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
         _pair_rows(result, "pwmcc_frequent", pairwise(frequent, pwmcc))
     for null in DRAWN_NULLS:
-        draw = sampler(null, hook.activations.x)
+        draw = sampler(null, hook.x)
         matrices = null_matrices(draw, members.n_live, agreement, draws=draws, purpose=null)
         for position, metric in enumerate(scores):
             _null_rows(result, metric, null, NullScore.of(matrices[..., position]))
@@ -236,7 +293,7 @@ def _symmetry_rows(
     _per_seed(result, "self_shift", [shifted(A, A, shifts, averaged) for A in members.atoms])
     _pair_rows(result, "aligned", pairwise(members.atoms, lambda A, B: aligned(A, B, shifts, searched)))
     matrices = null_matrices(
-        sampler("data_points", hook.activations.x),
+        sampler("data_points", hook.x),
         members.n_live,
         lambda A, B: aligned(A, B, shifts, searched),
         draws=analysis.aligned_null_draws if final else 1,
@@ -264,47 +321,56 @@ def _untrained_rows(result: Measurement, untrained: Measurement) -> None:
         if rescaled is not None:
             result.rows.append(Row(f"{metric}_adjusted", "untrained", *pair_interval(rescaled), n=pairs))
         result.rows.append(Row(f"{metric}_difference", "untrained", *pair_interval(matrix - null), n=pairs))
-    for metric in ("fourier_overlap", "decoder_overlap"):
+    for metric in ("fourier_overlap", "decoder_overlap", *AtomRecovery._fields, *FIRING):
         if any(row.metric == metric for row in untrained.rows):
             seeds = sum(row.metric == metric and row.seed is not None for row in untrained.rows)
             result.rows.append(Row(metric, "untrained", *untrained.value(metric), n=seeds))
 
 
 def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFrame:
-    """One row an atom and seed: what it is tuned to, how it fires, and how well the other seeds match it.
+    """One row an atom and seed: how it fires, how well the other seeds match it, and what it is tuned to or recovers.
 
     match_mean, match_max: mean and largest cosine of the atom with its one-to-one partners in the other seeds (nan for
-    dead atoms and for atoms left without a partner everywhere).
+    dead atoms and for atoms left without a partner everywhere). true_atom: the planted atom matched to it (-1: none),
+    with their |cosine| and the F1 of their firing.
     """
     tables = []
     matches = _matches(members.atoms)
-    for index, (fit, tuned) in enumerate(zip(members.fits, members.tunings, strict=True)):
+    for index, fit in enumerate(members.fits):
         live = fit.live.numpy()
         columns: dict[str, Any] = {
             "init_seed": ensemble.init_seeds[index],
             "data_seed": ensemble.data_seeds[index],
             "atom": np.arange(len(live)),
             "live": live,
-            "label": tuned.label,
-            "k": tuned.k,
-            "purity": tuned.purity,
-            "frequency_purity": tuned.frequency_purity,
-            "phase": tuned.phase,
-            "mixed": tuned.mixed,
+            **(members.tunings[index]._asdict() if members.tunings else {}),
             "firing_rate": fit.firing_rate.numpy(),
             "energy": fit.energy.numpy(),
         }
-        for name in ("match_mean", "match_max", "decoder_overlap"):
+        for name in ("match_mean", "match_max"):
             columns[name] = np.full(len(live), np.nan)
-        columns["subspace"] = np.full(len(live), "", dtype=object)
         if matches:
             columns["match_mean"][live], columns["match_max"][live] = matches[index]
+        if hook.planted is not None:
+            columns |= _true_columns(live, members.matchings[index], members.firings[index])
+        else:
+            columns["decoder_overlap"] = np.full(len(live), np.nan)
+            columns["subspace"] = np.full(len(live), "", dtype=object)
         if hook.truth is not None and live.any():
             share, where = best_subspace(members.atoms[index], hook.truth)
             columns["decoder_overlap"][live] = share.numpy()
             columns["subspace"][live] = [hook.truth.subspaces[i].label for i in where.tolist()]
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+def _true_columns(live: np.ndarray, matching: Matching, firing: FiringRecovery) -> dict[str, np.ndarray]:
+    """Of every latent, the true atom it is matched to, their |cosine| and the F1 of their firing."""
+    latents = live.nonzero()[0][matching.columns]
+    true_atom = np.full(len(live), -1)
+    cosine, f1 = np.full(len(live), np.nan), np.full(len(live), np.nan)
+    true_atom[latents], cosine[latents], f1[latents] = matching.rows, matching.cosines, firing.f1[matching.rows]
+    return {"true_atom": true_atom, "true_cosine": cosine, "firing_f1": f1}
 
 
 def _matches(atoms: list[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from husai import console
-from husai.activations import extract
+from husai.activations import Activations, extract
 from husai.analysis.convergence import has_converged
 from husai.analysis.stats import Interval
 from husai.config import AnalysisConfig, SAEConfig
@@ -74,8 +74,8 @@ def train_single(request: Request) -> dict[str, Any]:
     require_free(request.out)
     loaded = load_model(request.model, request.op)
     model, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=request.allow_unverified)
-    hook = Hook.of(extract(model, loaded.task, request.hook, layer=request.layer, position=request.position))
-    x, config = hook.activations.x, request.config
+    activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
+    hook, x, config = Hook.of(activations), activations.x, request.config
     if request.epochs is not None:
         steps = math.ceil(request.epochs * len(x) / config.training.batch_size)
         config = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
@@ -84,14 +84,14 @@ def train_single(request: Request) -> dict[str, Any]:
         request.tracking,
         project=request.project,
         name=f"{config.sae.architecture}-{config.sae.d_sae}-{model.name}",
-        config=config.model_dump(mode="json") | {"model": model.name, "hook": hook.activations.hook},
+        config=config.model_dump(mode="json") | {"model": model.name, "hook": activations.hook},
         folder=request.out.parent,
         warn=lambda text: console.err.print(f"husai: {text}", markup=False),
     )
     curve: dict[int, tuple[Measurement, Members]] = {}
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        members = Members.of(ensemble, hook.activations)
+        members = Members.of(ensemble, hook)
         untrained = curve[0][0] if curve else None
         curve[step] = measure(members, hook, AnalysisConfig(), final=False, untrained=untrained), members
         return False
@@ -109,11 +109,11 @@ def train_single(request: Request) -> dict[str, Any]:
 
         def finish(_trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
             metrics = summarise(curve[steps][0], curve[steps // 2][0])
-            text = report(config, hook, metrics, curve[steps][0])
+            text = report(config, activations, metrics, curve[steps][0])
             (folder / "report.md").write_text(text, encoding="utf-8")
             return metrics
 
-        meta = {"model_name": model.name, "hook_name": hook.activations.hook, "task": loaded.task.op, "p": model.p}
+        meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
         try:
             train_sae_run(
                 x,
@@ -177,7 +177,7 @@ def overlap_verdict(metrics: dict[str, Any]) -> str:
     return "GOOD" if value >= GOOD else "MODERATE" if value >= MODERATE else "POOR"
 
 
-def report(config: SAEConfig, hook: Hook, metrics: dict[str, Any], end: Measurement) -> str:
+def report(config: SAEConfig, activations: Activations, metrics: dict[str, Any], end: Measurement) -> str:
     """The text of `report.md`."""
     if "fourier_overlap" in metrics and "fourier_overlap_untrained" not in metrics:
         raise HusaiError("report: the untrained SAE was not measured, so the overlap has no chance level")
@@ -186,12 +186,12 @@ def report(config: SAEConfig, hook: Hook, metrics: dict[str, Any], end: Measurem
     results = checks(config, metrics)
     table = "\n".join(f"| {c.name} | {c.value} | {c.target} | {c.verdict} |" for c in results)
     missed = [check for check in results if check.verdict == "missed"]
-    if hook.truth is None:
+    if "fourier_overlap" not in metrics:
         fourier = "This hook has no Fourier truth to score against."
     else:
         fourier = _overlap_lines(metrics, end)
         if overlap_verdict(metrics) == "POOR":
-            advice = "overlap, gate passed" if hook.activations.verified else "overlap"
+            advice = "overlap, gate passed" if activations.verified else "overlap"
             missed.append(Check("fourier_overlap", "", "", "missed", advice))
     names = ", ".join(check.name for check in missed)
     observations = f"Missed: {names}." if missed else "Every criterion is met."
@@ -200,13 +200,13 @@ def report(config: SAEConfig, hook: Hook, metrics: dict[str, Any], end: Measurem
         or "- Train more seeds and compare them (`husai sweep`)."
     )
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    verified = "" if hook.activations.verified else " (**unverified**: the model fails the gate)"
+    verified = "" if activations.verified else " (**unverified**: the model fails the gate)"
     return f"""# SAE report
 
 - Date: {date}
 - Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
-- Model: {hook.activations.model}{verified}
-- Layer: {hook.activations.hook}
+- Model: {activations.model}{verified}
+- Layer: {activations.hook}
 - Seed: {seeds}
 - Steps: {config.training.steps}
 

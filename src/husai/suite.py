@@ -24,7 +24,6 @@ from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
-from husai.truth.planes import describe
 from husai.workflow import ATTEMPTS, train_model
 
 
@@ -123,13 +122,13 @@ def run_suite(
 ) -> int:
     """Train the suite's model if it is a recipe, compute the missing cells, write results and report.
 
-    shown: what messages call `results`, if that is only a temporary place.
+    A synthetic source is drawn anew in every cell. shown: what messages call `results`, if that is only a temporary
+    place.
     """
     shown = shown or results
     start = time.perf_counter()
-    if isinstance(suite.model, str):
-        model_path = suite.model
-    else:
+    model_path = suite.model if isinstance(suite.model, str) else None
+    if isinstance(suite.model, ModelConfig):
         place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
         model_path = str(place)
         if dry_run and not finished(place):
@@ -139,7 +138,7 @@ def run_suite(
             passed = train_watched(suite.model, place, device=device, tracking=tracking)
             if not passed and not allow_unverified:
                 return 1
-    planned, model, task, gate = plan(
+    planned, gate = plan(
         suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
     if dry_run:
@@ -158,7 +157,7 @@ def run_suite(
             found = json.loads(metrics.read_text(encoding="utf-8"))
             say(f"           EV {found['explained_variance']:.4f}, L0 {found['l0']:.1f}. {found['verdict']}")
 
-    write_truth(results, planned, model, task, gate)
+    write_truth(results, planned, gate)
     sweep(planned, results, jobs=jobs, on_done=on_done)
     files = write_report(results, results)
     say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
@@ -205,4 +204,4 @@ def save_activations(activations: Activations, path: Path) -> None:
 def describe_hook(activations: Activations) -> dict[str, Any]:
     """The true subspaces of a hook as plain data; an empty list if there is no truth."""
     named = {"hook": activations.hook, "verified": activations.verified, "shape": list(activations.x.shape)}
-    return named | describe(Hook.of(activations).truth)
+    return named | Hook.of(activations).describe()

@@ -17,62 +17,76 @@ from typing import Any
 
 import pandas as pd
 
-from husai.activations import extract
-from husai.cell import Cell, Job, run_cell
-from husai.config import SAEConfig, SuiteConfig
+from husai.cell import Cell, Job, SavedModel, hook_of, run_cell
+from husai.config import CirclesSource, PlantedSource, SAEConfig, SuiteConfig, content_hash
 from husai.errors import HusaiError
-from husai.measure import Hook
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
-from husai.tasks import Task
 from husai.tracking import Mode
-from husai.transformer.model import Transformer, resolve_hook
+from husai.transformer.model import resolve_hook
 from husai.transformer.weights import weights_hash
 from husai.truth.circuit import GateReport
-from husai.truth.planes import describe
 
 
 def plan(
     suite: SuiteConfig,
-    model_path: str,
+    model_path: str | None,
     runs: Path,
     *,
     allow_unverified: bool = False,
     jobs: int = 1,
     device: str = "cpu",
     tracking: Mode = "none",
-) -> tuple[list[Job], Transformer, Task, GateReport]:
-    """All cells of a suite as jobs, its model and the model's gate report.
+) -> tuple[list[Job], GateReport | None]:
+    """All cells of a suite as jobs, and the gate report of the model at `model_path` (None for a synthetic source).
 
     Raises HusaiError for a model, hook or config that does not fit, GateFailed for a model that is not ground truth.
     """
-    loaded = load_model(model_path)
-    task = loaded.task
-    model, report = check_gate(loaded.transformer, task, allow_unverified=allow_unverified)
-    name = model.name if isinstance(suite.model, str) else f"{suite.name}-model"
-    model_seed = loaded.config.training.init_seed if loaded.config else None
+    report = None
+    if model_path is None:
+        hooks, identity, same = _synthetic(suite)
+    else:
+        loaded = load_model(model_path)
+        model, report = check_gate(loaded.transformer, loaded.task, allow_unverified=allow_unverified)
+        hooks, identity = [resolve_hook(model.params, hook) for hook in suite.hooks], weights_hash(model)
+        same = {
+            "source": SavedModel(str(model_path), loaded.task.op),
+            "tier": "trained",
+            "task": loaded.task.op,
+            "p": loaded.task.p,
+            "model_name": model.name if isinstance(suite.model, str) else f"{suite.name}-model",
+            "model_seed": loaded.config.training.init_seed if loaded.config else None,
+            "verified": report.passed,
+        }
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
-    identity = weights_hash(model)
     planned = []
-    for hook in suite.hooks:
+    for hook in hooks:
         for entry in suite.entries:
             config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
-            cell = Cell(config, resolve_hook(model.params, hook), identity, suite.analysis)
+            cell = Cell(config, hook, identity, suite.analysis)
+            folder, threads = str(runs / cell.run_id), max(1, (os.cpu_count() or 1) // jobs)
             planned.append(
-                Job(
-                    cell=cell,
-                    suite=suite.name,
-                    model_name=name,
-                    model_path=str(model_path),
-                    op=task.op,
-                    model_seed=model_seed,
-                    verified=report.passed,
-                    folder=str(runs / cell.run_id),
-                    threads=max(1, (os.cpu_count() or 1) // jobs),
-                    device=device,
-                    tracking=tracking,
-                )
+                Job(cell, suite.name, folder=folder, threads=threads, device=device, tracking=tracking, **same)
             )
-    return planned, model, task, report
+    return planned, report
+
+
+def _synthetic(suite: SuiteConfig) -> tuple[list[str], str, dict[str, Any]]:
+    """The hook's name, the identity and the job fields of a suite on a synthetic source, which is true by construction."""
+    if isinstance(suite.model, PlantedSource):
+        source, tier, p = suite.model.planted, "planted", 0
+    else:
+        assert isinstance(suite.model, CirclesSource), suite.model
+        source, tier, p = suite.model.circles, "circles", suite.model.circles.p
+    same = {
+        "source": source,
+        "tier": tier,
+        "task": tier,
+        "p": p,
+        "model_name": f"{suite.name}-model",
+        "model_seed": source.seed,
+        "verified": True,
+    }
+    return [tier], content_hash(source), same
 
 
 def sweep(
@@ -204,20 +218,19 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
     temporary.replace(path)
 
 
-def write_truth(results: Path, planned: list[Job], model: Transformer, task: Task, report: GateReport) -> None:
-    """What belongs to a suite as a whole: its cells, its model's gate report, and the true subspaces of its hooks.
+def write_truth(results: Path, planned: list[Job], report: GateReport | None) -> None:
+    """What belongs to a suite as a whole: its cells, its model's gate report, and the truth at its hooks.
 
     `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides. Since
-    ids name model and hooks, files written for the same ids stay as they are.
+    ids name model and hooks, files written for the same ids stay as they are. A synthetic source has no gate report
+    and leaves `gate.json` empty.
     """
     cells = json.dumps([job.cell.run_id for job in planned], indent=2) + "\n"
     files = [results / name for name in ("cells.json", "gate.json", "truth.json")]
     if all(file.is_file() for file in files) and files[0].read_text(encoding="utf-8") == cells:
         return
-    write_atomic(
-        results / "gate.json", json.dumps({"model": planned[0].model_name, **report.to_json()}, indent=2) + "\n"
-    )
-    names = dict.fromkeys(job.cell.hook for job in planned)
-    hooks = {name: describe(Hook.of(extract(model, task, name)).truth) for name in names}
+    hooks = {name: hook_of(job).describe() for name, job in {job.cell.hook: job for job in planned}.items()}
+    gate = {"model": planned[0].model_name, **report.to_json()} if report else {}
+    write_atomic(results / "gate.json", json.dumps(gate, indent=2) + "\n")
     write_atomic(results / "truth.json", json.dumps(hooks, indent=2) + "\n")
     write_atomic(results / "cells.json", cells)

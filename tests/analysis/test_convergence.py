@@ -8,7 +8,7 @@ def point(**values):
     return {name: Interval(value, value, value) for name, value in values.items()}
 
 
-FLAT = {"explained_variance": 0.99, "pwmcc": 0.8, "fourier_overlap_unweighted": 0.9, "n_live": 100.0}
+FLAT = {"explained_variance": 0.99, "pwmcc": 0.8, "fourier_overlap_unweighted": 0.9, "gt_mcc": 0.9, "n_live": 100.0}
 
 
 def test_flat_figures_have_converged():
@@ -17,7 +17,13 @@ def test_flat_figures_have_converged():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("explained_variance", 0.993), ("pwmcc", 0.808), ("fourier_overlap_unweighted", 0.88), ("n_live", 110.0)],
+    [
+        ("explained_variance", 0.993),
+        ("pwmcc", 0.808),
+        ("fourier_overlap_unweighted", 0.88),
+        ("gt_mcc", 0.906),
+        ("n_live", 110.0),
+    ],
 )
 def test_one_moving_figure_is_enough_not_to_have_converged(name, value):
     assert not has_converged(point(**FLAT), point(**{**FLAT, name: value}))

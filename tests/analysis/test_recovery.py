@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from husai.analysis.recovery import best_subspace, decoder_overlap, fourier_overlap, tuning
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.truth.planes import families
 
 TASK = Task("add", 23)
 OVERLAPS = [fourier_overlap, decoder_overlap]
@@ -103,7 +104,7 @@ DIFFERENCE = (A - B) % 23
 
 
 def tuned(*codes: torch.Tensor, task: Task = TASK):
-    return tuning(torch.stack(codes, 1), task)
+    return tuning(torch.stack(codes, 1), families(task))
 
 
 @pytest.mark.parametrize("phase", [0.0, 0.7, 2.0, 3.0, -2.5, -0.1])
@@ -168,7 +169,7 @@ def test_silent_atoms_are_labelled_dead():
 
 @pytest.mark.parametrize("value", [2.0, 0.1, 1e6 / 3])
 def test_constant_codes_carry_nothing_and_are_labelled_dead_too(value):
-    found = tuning(torch.full((529, 1), value), TASK)  # in float32 the mean is off by a rounding
+    found = tuning(torch.full((529, 1), value), families(TASK))  # in float32 the mean is off by a rounding
     assert found.label == ["dead"]
     assert np.isnan(found.purity).all()
 
@@ -182,7 +183,7 @@ def test_a_small_wave_on_a_large_constant_is_still_seen():
 def test_codes_of_permuted_rows_are_mixed():
     # Families are 11 frequencies × 4 variables × 2 = 88 of the 528 dimensions of centred codes.
     order = torch.stack([torch.randperm(529, generator=generator("test-recovery", i)) for i in range(200)], 1)
-    found = tuning(wave(C, 3)[order], TASK)
+    found = tuning(wave(C, 3)[order], families(TASK))
     assert found.mixed.mean() == pytest.approx(1 - 88 / 528, abs=0.01)
     assert found.purity.max() < 0.1
 
@@ -203,7 +204,7 @@ def test_multiplication_is_tuned_over_discrete_logarithms():
         [wave(view.s, 3, 22, 0.7), wave(view.u, 5, 22), wave(view.s, 11, 22), -wave(view.s, 11, 22)], 1
     )
     code = torch.cat([code, (task.a == 0).double()[:, None]], 1)
-    found = tuning(code, task)
+    found = tuning(code, families(task))
     assert found.label == ["sum", "a", "sum", "sum", "zero"]
     assert found.k.tolist() == [3, 5, 11, 11, 0]
     assert found.purity == pytest.approx(np.ones(5))
@@ -216,7 +217,7 @@ def test_a_nyquist_wave_has_no_sine_to_take_a_phase_from():
     view = task.group
     code = torch.zeros(529, 1, dtype=torch.float64)
     code[view.rows, 0] = wave(view.u, 11, 22) + 0.5 * wave(view.v, 11, 22)
-    found = tuning(code, task)
+    found = tuning(code, families(task))
     assert (found.label, found.k.tolist()) == (["a"], [11])
     assert found.purity == pytest.approx([0.8])
     assert found.phase == pytest.approx([0], abs=1e-9)
@@ -224,6 +225,6 @@ def test_a_nyquist_wave_has_no_sine_to_take_a_phase_from():
 
 def test_subtraction_calls_its_answer_the_sum():
     task = Task("sub", 23)
-    found = tuning(torch.stack([wave(task.labels, 3, phase=0.7), wave((task.a + task.b) % 23, 3)], 1), task)
+    found = tuning(torch.stack([wave(task.labels, 3, phase=0.7), wave((task.a + task.b) % 23, 3)], 1), families(task))
     assert found.label == ["sum", "difference"]
     assert found.phase[0] == pytest.approx(0.7)

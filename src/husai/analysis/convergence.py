@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from husai.analysis.stats import Interval
 
 # Largest movement over the last doubling of steps that counts as none. n_live is relative to its final value.
-TOLERANCES = {"explained_variance": 0.002, "pwmcc": 0.005, "fourier_overlap_unweighted": 0.01, "n_live": 0.05}
+TOLERANCES = {
+    "explained_variance": 0.002,
+    "pwmcc": 0.005,
+    "fourier_overlap_unweighted": 0.01,
+    "gt_mcc": 0.005,
+    "n_live": 0.05,
+}
 
 
 def movements(half_way: Mapping[str, Interval], end: Mapping[str, Interval]) -> dict[str, float]:
@@ -18,5 +24,5 @@ def movements(half_way: Mapping[str, Interval], end: Mapping[str, Interval]) -> 
 
 
 def has_converged(half_way: Mapping[str, Interval], end: Mapping[str, Interval]) -> bool:
-    """Whether fit, agreement, overlap and number of live atoms were all flat over the last doubling of steps."""
+    """Whether fit, agreement, recovery and number of live atoms were all flat over the last doubling of steps."""
     return all(change < TOLERANCES[name] for name, change in movements(half_way, end).items())

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.tasks import Task
-from husai.truth.planes import GroundTruth, families
+from husai.truth.planes import Families, GroundTruth
 
 CONSTANT = 1e-12  # a code whose variance is a smaller share of its mean square is constant but for rounding
 
@@ -60,13 +59,12 @@ class Tuning(NamedTuple):
     mixed: np.ndarray
 
 
-def tuning(codes: Float[Tensor, "pairs n"], task: Task) -> Tuning:
-    """Tuning of n atoms from their codes over the whole grid.
+def tuning(codes: Float[Tensor, "pairs n"], family: Families) -> Tuning:
+    """Tuning of n atoms from their codes over the samples that `family` has functions of.
 
     Shares of families and `mixed` sum to 1; for `squares`, whose families overlap, shares can exceed 1 and `mixed` be
     negative.
     """
-    family = families(task)
     codes = codes.double()
     total = (codes - codes.mean(0)).pow(2).sum(0)
     alive = total > CONSTANT * codes.pow(2).sum(0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Activations
@@ -43,14 +43,21 @@ class Shifts(NamedTuple):
 
 def shift_maps(activations: Activations, truth: GroundTruth) -> Shifts | None:
     """The operators S_Δ of a hook; None where no true subspace carries the answer, so that shifts do nothing."""
+    view = activations.task.group
+    return answer_shifts(activations.x[view.rows], view.s, view.n, truth)
+
+
+def answer_shifts(
+    x: Float[Tensor, "samples d"], answers: Int[Tensor, "samples"], n: int, truth: GroundTruth
+) -> Shifts | None:
+    """The same of any samples of which the answer in Z_n is known."""
     if truth.answer_span is None:
         return None
-    view = activations.task.group
-    x = activations.x[view.rows].double()
+    x = x.double()
     coordinates = (x - x.mean(0)) @ truth.answer_span
-    counts = view.s.bincount(minlength=view.n)[:, None]
-    means = coordinates.new_zeros(view.n, coordinates.shape[1]).index_add_(0, view.s, coordinates) / counts
-    maps = [torch.linalg.lstsq(means, means.roll(-delta, 0)).solution for delta in range(view.n)]
+    counts = answers.bincount(minlength=n)[:, None]
+    means = coordinates.new_zeros(n, coordinates.shape[1]).index_add_(0, answers, coordinates) / counts
+    maps = [torch.linalg.lstsq(means, means.roll(-delta, 0)).solution for delta in range(n)]
     return Shifts(truth.answer_span.float(), torch.stack(maps).float())
 
 

@@ -302,6 +302,7 @@ FIGURES: dict[str, Callable[[SuiteResults], Figure]] = {
 }
 
 
+OF_MODELS = ("fourier_spectrum", "feature_tuning", "gate_summary")  # a synthetic source has no gate and no (a, b)
 OF_PAIRS = ("ladder", "stability_over_steps", "stability_matrices")  # there is nothing to compare with one seed
 
 
@@ -310,7 +311,7 @@ def write_figures(results: SuiteResults, out: Path) -> list[Path]:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in FIGURES.items():
-        if results.seeds < 2 and name in OF_PAIRS:
+        if (results.seeds < 2 and name in OF_PAIRS) or (not results.gate and name in OF_MODELS):
             continue
         with plt.rc_context(cast(Any, STYLE)):
             figure = draw(results)

@@ -27,6 +27,7 @@ class CellView:
     """One cell: its labels and its figures over all seeds."""
 
     run_id: str
+    tier: str
     hook: str
     architecture: str
     d_sae: int
@@ -81,7 +82,10 @@ class CellView:
 
 @dataclass(frozen=True)
 class SuiteResults:
-    """Everything a report reads: the cells that `cells.json` lists, as far as they are finished."""
+    """Everything a report reads: the cells that `cells.json` lists, as far as they are finished.
+
+    gate: the model's gate report; empty for a synthetic source.
+    """
 
     folder: Path
     records: pd.DataFrame
@@ -116,11 +120,11 @@ class SuiteResults:
     @cached_property
     def cells(self) -> list[CellView]:
         """Cells by hook, width, architecture and sparsity."""
-        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged"]
+        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged", "tier"]
         groups = self.records.groupby(keys, sort=True)
         return [
-            CellView(str(run), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows)  # pyright: ignore
-            for (hook, d, kind, name, value, run, done), rows in groups  # pyright: ignore
+            CellView(str(run), str(tier), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows)  # pyright: ignore
+            for (hook, d, kind, name, value, run, done, tier), rows in groups  # pyright: ignore
         ]
 
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:

@@ -98,6 +98,22 @@ def recovery_table(results: SuiteResults) -> str:
     return markdown(header, rows)
 
 
+def planted_table(results: SuiteResults) -> str:
+    metrics = ("gt_precision", "gt_mcc_matched", "firing_f1", "firing_precision", "firing_recall")
+    header = ["hook", "SAE", "gt_mcc", *NULLS, *metrics, "l0_true"]
+    rows = [
+        [
+            *named(cell),
+            interval(cell.value("gt_mcc")),
+            *(number(cell.value("gt_mcc", null).mean) for null in NULLS),
+            *(number(cell.value(metric).mean) for metric in metrics),
+            number(cell.value("l0_true").mean, 2),
+        ]
+        for cell in results.cells
+    ]
+    return markdown(header, rows)
+
+
 def label_table(results: SuiteResults) -> str:
     """How many live atoms carry which label, over all seeds."""
     atoms = [atom for atom in rows_of(results.atoms) if atom["live"]]
@@ -140,6 +156,13 @@ def gate_lines(results: SuiteResults) -> str:
 def truth_lines(results: SuiteResults) -> str:
     lines = []
     for hook, truth in results.truth.items():
+        if "atoms" in truth:
+            most, least = truth["firing_rates"]
+            lines.append(
+                f"- `{hook}` ({truth['dim']} dimensions): {truth['atoms']} planted atoms, largest |cosine| of two "
+                f"{truth['largest_cosine']:.3f}; {truth['l0']:.2f} active a sample, each in {least:.2%} to {most:.2%}"
+            )
+            continue
         parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
         unexplained = truth["unexplained"]
         rest = (
@@ -158,17 +181,27 @@ def summary(results: SuiteResults) -> str:
         + " ".join(sentences(cell)).strip()
         for cell in results.cells
     )
+    first = results.cells[0]
+    circuit = f"## The circuit\n\n{gate_lines(results)}\n" if results.gate else ""
+    shifts = first.value("shifted").mean == first.value("shifted").mean
+    symmetry = f"## Symmetry\n\n{symmetry_table(results)}\n" if shifts else ""
+    judged = "the unweighted overlap"
+    if first.tier == "planted":
+        judged = "gt_mcc"
+        recovery = f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(results)}"
+    else:
+        recovery = (
+            f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(results)}\n"
+            f"## Labels of live atoms\n\n{label_table(results)}"
+        )
     return f"""# Results of the suite `{results.name}`
 
 {len(results.cells)} cells of {results.seeds} seeds. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs).
 Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
-An asterisk marks cells that have not converged: EV, pwmcc, the unweighted overlap or the number of live atoms still moved
+An asterisk marks cells that have not converged: EV, pwmcc, {judged} or the number of live atoms still moved
 over the last doubling of steps.
 
-## The circuit
-
-{gate_lines(results)}
-## The truth at each hook
+{circuit}## The truth at each hook
 
 {truth_lines(results)}
 ## What the numbers say
@@ -181,15 +214,7 @@ over the last doubling of steps.
 ## Stability: pwmcc beside its chance levels
 
 {stability_table(results)}
-## Symmetry
-
-{symmetry_table(results)}
-## Recovery: fourier_overlap beside its chance levels
-
-{recovery_table(results)}
-## Labels of live atoms
-
-{label_table(results)}"""
+{symmetry}{recovery}"""
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Activations
@@ -31,12 +31,20 @@ class Families:
     """Orthonormal functions over the grid, grouped by (variable, frequency).
 
     names: (variable, k) of every family. owner: (columns,) the family of each column. basis: (pairs, columns), float64;
-    orthonormal within a family and, but for `squares`, between families. The first column of a family is its cosine.
+    orthonormal within a family and, if `orthogonal`, between families (they are not for `squares`). The first column of
+    a family is its cosine.
     """
 
     names: tuple[tuple[Variable, int], ...]
     owner: Tensor
     basis: Float[Tensor, "pairs columns"]
+    orthogonal: bool = True
+
+    @classmethod
+    def of(cls, blocks: dict[tuple[Variable, int], Tensor], *, orthogonal: bool = True) -> "Families":
+        """From each family's orthonormal columns."""
+        owner = torch.cat([torch.full((block.shape[1],), i) for i, block in enumerate(blocks.values())])
+        return cls(tuple(blocks), owner, torch.cat(list(blocks.values()), dim=1), orthogonal)
 
     def coefficients(self, values: Float[Tensor, "pairs m"]) -> Float[Tensor, "columns m"]:
         """Inner products of every basis function with every centred column of `values`."""
@@ -53,8 +61,7 @@ class Families:
 def families(task: Task) -> Families:
     """All families of a task's grid. At the Nyquist frequency sum and difference are one function, kept as `sum`."""
     view, rows = task.group, len(task.a)
-    names: list[tuple[Variable, int]] = []
-    blocks: list[Tensor] = []
+    blocks: dict[tuple[Variable, int], Tensor] = {}
     coordinates = {"a": view.u, "b": view.v, "sum": view.s, "difference": (view.u - view.v) % view.n}
     for k in range(1, n_frequencies(view.n) + 1):
         for variable in VARIABLES:
@@ -62,15 +69,18 @@ def families(task: Task) -> Families:
                 continue
             full = torch.zeros(rows, 1 if 2 * k == view.n else 2, dtype=torch.float64)
             full[view.rows] = characters(k, coordinates[variable], view.n)
-            names.append((variable, k))
-            blocks.append(_orthonormal(full))
+            blocks[variable, k] = _orthonormal(full)
     if len(view.rows) < rows:
         zero_a, zero_b = task.a == 0, task.b == 0
         indicators = [zero_a] if not zero_b.any() else [zero_a, zero_b, zero_a & zero_b]
-        names.append(("zero", 0))
-        blocks.append(_orthonormal(torch.stack(indicators, dim=1).double()))
-    owner = torch.cat([torch.full((block.shape[1],), i) for i, block in enumerate(blocks)])
-    return Families(tuple(names), owner, torch.cat(blocks, dim=1))
+        blocks["zero", 0] = _orthonormal(torch.stack(indicators, dim=1).double())
+    return Families.of(blocks, orthogonal=view.uniform)
+
+
+def answer_families(answers: Int[Tensor, "samples"], n: int) -> Families:
+    """All families of samples of which only the answer in Z_n is known; each answer must be as frequent as the others."""
+    blocks = {("sum", k): _orthonormal(characters(k, answers, n)) for k in range(1, n_frequencies(n) + 1)}
+    return Families.of(blocks)
 
 
 def _orthonormal(columns: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
@@ -141,12 +151,16 @@ def find_truth(activations: Activations) -> GroundTruth:
 
     Raises HusaiError if no family holds 1% of the variance: such a hook has no truth to score against.
     """
-    family = families(activations.task)
-    x = activations.x.double()
+    return truth_among(families(activations.task), activations.x, activations.hook)
+
+
+def truth_among(family: Families, x: Float[Tensor, "pairs d"], hook: str) -> GroundTruth:
+    """The subspaces in which x varies with the functions of `family`; `hook` names x in messages. Raises as above."""
+    x = x.double()
     x = x - x.mean(0)
     total = x.pow(2).sum()
     if not float(total) > 0:
-        raise HusaiError(f"hook {activations.hook}: its activations do not vary over the grid, so it has no truth")
+        raise HusaiError(f"hook {hook}: its activations do not vary over the grid, so it has no truth")
     coefficients = family.coefficients(x)
     shares = family.energy(coefficients).sum(1) / total
     order = shares.argsort(descending=True).tolist()
@@ -163,12 +177,11 @@ def find_truth(activations: Activations) -> GroundTruth:
             groups[twin] = _merge(groups[twin], plane)
     if not groups:
         raise HusaiError(
-            f"hook {activations.hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, "
-            "so it has no truth to score against"
+            f"hook {hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, so it has no truth to score against"
         )
     listed = tuple((*family.names[i], float(shares[i])) for i in order)
-    unexplained = float(1 - shares.sum()) if activations.task.group.uniform else float("nan")
-    return GroundTruth(activations.hook, tuple(sorted(groups, key=lambda g: -g.share)), listed, unexplained)
+    unexplained = float(1 - shares.sum()) if family.orthogonal else float("nan")
+    return GroundTruth(hook, tuple(sorted(groups, key=lambda g: -g.share)), listed, unexplained)
 
 
 def _plane(directions: Float[Tensor, "d columns"]) -> Float[Tensor, "d dim"]:
