@@ -58,6 +58,7 @@ class Job:
     model_path: str
     op: str
     model_seed: int | None
+    tier: str
     verified: bool
     folder: str
     threads: int
@@ -141,7 +142,7 @@ def identity_of(job: Job, task: Task) -> dict[str, Any]:
         "p": task.p,
         "model": job.model_name,
         "hook": job.cell.hook,
-        "tier": "trained",
+        "tier": job.tier,
         "architecture": kind.architecture,
         "d_sae": kind.d_sae,
         "sparsity_param": name,

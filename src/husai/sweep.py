@@ -47,9 +47,8 @@ def plan(
     """
     loaded = load_model(model_path)
     task = loaded.task
-    model, report = check_gate(loaded.transformer, task, allow_unverified=allow_unverified)
+    model, report = check_gate(loaded, allow_unverified=allow_unverified)
     name = model.name if isinstance(suite.model, str) else f"{suite.name}-model"
-    model_seed = loaded.config.training.init_seed if loaded.config else None
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
     identity = weights_hash(model)
     planned = []
@@ -64,7 +63,8 @@ def plan(
                     model_name=name,
                     model_path=str(model_path),
                     op=task.op,
-                    model_seed=model_seed,
+                    model_seed=loaded.seed,
+                    tier=loaded.tier,
                     verified=report.passed,
                     folder=str(runs / cell.run_id),
                     threads=max(1, (os.cpu_count() or 1) // jobs),

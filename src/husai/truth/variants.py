@@ -83,7 +83,10 @@ def distance_irrelevance(logits: Float[Tensor, "rows n"], view: GroupView) -> fl
     if float(whole) <= CONSTANT * float(logits.std()):
         return None
     distance = (view.u - view.v) % view.n
-    counts = distance.bincount(minlength=view.n).to(right.dtype)
-    sums = right.new_zeros(2, view.n).index_add_(1, distance, torch.stack([right, right.square()]))
-    mean, square = sums[:, counts > 0] / counts[counts > 0]
-    return float((square - mean.square()).clamp(min=0).sqrt().mean() / whole)
+    counts = distance.bincount(minlength=view.n)
+
+    def mean(values: Tensor) -> Float[Tensor, "n"]:
+        return values.new_zeros(view.n).index_add_(0, distance, values) / counts.clamp(min=1)
+
+    variance = mean((right - mean(right)[distance]).square())
+    return float(variance[counts > 0].sqrt().mean() / whole)
