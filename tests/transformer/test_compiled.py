@@ -185,9 +185,9 @@ def test_rotation_changes_the_basis_and_nothing_else():
         assert int((w_o.norm(dim=0) > 0.9).sum()) == (0 if model is turned else 12)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_the_seed_sets_rotation_and_noise(noise):
-    first, again, other = (compile_model(written(noise=noise, seed=seed)) for seed in (0, 0, 1))
+@pytest.mark.parametrize(("rotate", "noise"), [(True, 0.0), (False, 0.1)])
+def test_the_seed_sets_rotation_and_noise(rotate, noise):
+    first, again, other = (compile_model(written(rotate=rotate, noise=noise, seed=seed)) for seed in (0, 0, 1))
     assert weights_hash(first) == weights_hash(again)
     assert weights_hash(first) != weights_hash(other)
 
