@@ -24,9 +24,7 @@ from husai.transformer.model import N_CTX, Params, Transformer
 
 MARGIN = 30.0  # nats by which the right logit exceeds every other: the loss is then below the gate's tolerance of 1e-12
 MIN_MARGIN = 1e-3  # of the circuit at scale 1; below, float32 weights would blur what the gate measures
-SATURATED = (
-    50.0  # attention score of the one position looked at; the others get weights of e^-50, which is 0 in float64
-)
+SATURATED = 50.0  # score of the one position looked at; e^-50 of the weight for the others is 0 in float64
 DEFAULT_D_MODEL, DEFAULT_D_MLP = 128, 512
 OPS = {"clock": ("add", "sub", "mul", "div"), "pizza": ("add", "sub")}
 READOUT = {"clock": 1 / 3, "pizza": 4 / 3}
