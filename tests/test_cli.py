@@ -54,6 +54,29 @@ def test_verify_exits_1_when_the_gate_fails_and_names_the_condition(tmp_path):
     assert "misses by" in done.stdout
 
 
+def test_compile_writes_a_run_folder_that_verify_takes(tmp_path):
+    made = husai(
+        "model", "compile", "pizza", "--op", "sub", "--p", 29, "--keys", "8,9,12", "--out", "run", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    assert "variant pizza, with fve 1; the plain fve is 0.666667" in made.stdout
+    assert "Run folder: run" in made.stdout
+    again = husai("model", "verify", "run", "--json", cwd=tmp_path)
+    report = json.loads(again.stdout)
+    assert again.returncode == 0
+    assert (report["op"], report["variant"], report["key_frequencies"]) == ("sub", "pizza", [8, 9, 12])
+    assert report["fve"] == pytest.approx(2 / 3, abs=1e-6)
+    plain = husai("model", "verify", "run", "--variant", "plain", cwd=tmp_path)
+    assert plain.returncode == 1
+    assert "FAILED  fve 0.666667" in plain.stdout
+    described = json.loads(husai("activations", "extract", "run", "--hook", "attn_out", "--json", cwd=tmp_path).stdout)
+    assert {subspace["label"] for subspace in described["subspaces"]} == {"a/b k=8", "a/b k=9", "a/b k=12"}
+    noisy = ["--p", 29, "--keys", "8,9,12", "--noise", 3, "--no-rotate", "--seed", 1, "--out", "noisy"]
+    failed = husai("model", "compile", "clock", *noisy, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "FAILED  accuracy" in failed.stdout
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -80,6 +103,9 @@ def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
         (["model", "train", "task.op=pow"], "op: 'pow' is unknown"),
         (["model", "train", "training.stepz=5"], "unknown key 'training.stepz'"),
         (["model", "train", "--config", "nonsense"], "no shipped config of that name"),
+        (["model", "compile", "clock", "--keys", "14,99"], "keys: 99 is not a frequency of Z_113"),
+        (["model", "compile", "clock", "--keys", "14;35"], "model compile: 'keys.0': input should be a valid integer"),
+        (["model", "compile", "pizza", "--op", "mul", "--keys", "3,5"], "op: a pizza cannot compute mul"),
         (["activations", "extract", "add-p59-0", "--hook", "resid_pots"], "hook: 'resid_pots' does not exist"),
         (["activations", "extract", "add-p59-0", "--layer", "7"], "layer: 7 does not exist"),
         (["sae", "train", "add-p59-0", "sae.k=2000", "sae.d_sae=64"], "k 2000 exceeds d_sae 64"),

@@ -9,15 +9,25 @@ import pytest
 import torch
 
 import husai.workflow
-from husai.config import ModelConfig
+from husai.config import CompiledConfig, ModelConfig, TaskConfig
 from husai.errors import HusaiError
 from husai.resources import find_config, reference_dir, reference_names
-from husai.runs import DONE, GateFailed, check_gate, finished, load_model, provenance, whole_folder, write_atomic
+from husai.runs import (
+    DONE,
+    GateFailed,
+    LoadedModel,
+    check_gate,
+    finished,
+    load_model,
+    provenance,
+    whole_folder,
+    write_atomic,
+)
 from husai.tasks import Task
 from husai.transformer.train import train_transformer
 from husai.transformer.weights import save_weights, weights_hash
 from husai.truth.circuit import verify
-from husai.workflow import train_model
+from husai.workflow import compile_run, train_model
 
 
 def listing(folder):
@@ -256,7 +266,7 @@ def test_an_unknown_config_lists_the_shipped_ones():
 
 def test_gate_lets_a_reference_through_and_marks_it(reference):
     model, task = reference("add-p59-0")
-    checked, report = check_gate(model, task)
+    checked, report = check_gate(LoadedModel(model, task))
     assert report.passed
     assert checked.verified is True
     assert model.verified is None
@@ -264,7 +274,7 @@ def test_gate_lets_a_reference_through_and_marks_it(reference):
 
 def test_gate_stops_an_unverified_model_and_says_why(fresh):
     with pytest.raises(GateFailed) as caught:
-        check_gate(fresh(), Task("add", 11))
+        check_gate(LoadedModel(fresh(), Task("add", 11)))
     message = str(caught.value)
     assert message.startswith("model fresh is not ground truth: accuracy 0.")
     assert "misses by" in message
@@ -272,7 +282,7 @@ def test_gate_stops_an_unverified_model_and_says_why(fresh):
 
 
 def test_gate_marks_what_was_allowed_through(fresh):
-    checked, report = check_gate(fresh(), Task("add", 11), allow_unverified=True)
+    checked, report = check_gate(LoadedModel(fresh(), Task("add", 11)), allow_unverified=True)
     assert not report.passed
     assert checked.verified is False
 
@@ -405,3 +415,58 @@ def test_a_finished_run_is_refused_before_any_training(recipe, tmp_path):
     with pytest.raises(HusaiError, match="already holds a finished run"):
         train_model(recipe(steps=2), tmp_path / "run", on_attempt=lambda *args: tried.append(args))
     assert tried == []
+
+
+# --- compile_run
+
+
+def circuit(kind="clock", keys=(8, 9, 12), **fields):
+    return CompiledConfig(task=TaskConfig(p=29), kind=kind, keys=keys, **fields)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("clock", "plain"), ("pizza", "pizza")])
+def test_run_folder_of_a_compiled_model(kind, variant, tmp_path):
+    config = circuit(kind, noise=1e-4, seed=3)
+    report = compile_run(config, tmp_path / "run")
+    assert report.passed
+    assert listing(tmp_path) == ["run"]
+    promised = ["DONE", "config.yaml", "gate.json", "metrics.json", "model.safetensors", "provenance.json"]
+    assert listing(tmp_path / "run") == promised
+    assert json.loads((tmp_path / "run" / "gate.json").read_text()) == json.loads(json.dumps(report.to_json()))
+    loaded = load_model(tmp_path / "run")
+    assert loaded.config == config
+    assert (loaded.transformer.act, loaded.task) == ("relu2", Task("add", 29))
+    assert (loaded.variant, loaded.tier, loaded.seed) == (variant, "compiled", 3)
+    assert verify(loaded.transformer, loaded.task, variant=variant) == report
+    compile_run(loaded.config, tmp_path / "again")
+    assert weights_hash(load_model(tmp_path / "again").transformer) == weights_hash(loaded.transformer)
+
+
+def test_a_compiled_model_is_checked_in_the_variant_its_config_names(tmp_path):
+    compile_run(circuit("pizza"), tmp_path / "run")
+    loaded = load_model(tmp_path / "run")
+    checked, report = check_gate(loaded)
+    assert checked.verified is True
+    assert report.variant == "pizza"
+    with pytest.raises(GateFailed, match=r"fve 0\.666667 >= 0\.95"):
+        check_gate(loaded._replace(config=None))  # the same weights, of which nothing says that they are a pizza
+
+
+def test_models_that_were_not_compiled_are_plain(reference, tmp_path):
+    trained = load_model("add-p59-0")
+    assert (trained.variant, trained.tier, trained.seed) == ("plain", "trained", trained.config.training.init_seed)
+    save_weights(reference("add-p59-0")[0], tmp_path / "bare.safetensors")
+    bare = load_model(tmp_path / "bare.safetensors")
+    assert (bare.variant, bare.tier, bare.seed) == ("plain", "trained", None)
+
+
+def test_a_compiled_model_that_fails_its_gate_is_kept_and_says_so(tmp_path):
+    report = compile_run(circuit(noise=3.0), tmp_path / "run")
+    assert "accuracy" in report.failed_conditions
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["passed"] is False
+
+
+def test_a_circuit_that_does_not_exist_leaves_no_folder(tmp_path):
+    with pytest.raises(HusaiError, match="keys: 15 is not a frequency of Z_29"):
+        compile_run(circuit(keys=(15,)), tmp_path / "run")
+    assert listing(tmp_path) == []

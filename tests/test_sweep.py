@@ -10,7 +10,7 @@ import torch
 from husai import suite as suite_module
 from husai import sweep as sweep_module
 from husai.cell import RECORD_COLUMNS, checkpoints, hook_of
-from husai.config import SuiteConfig, TransformerConfig
+from husai.config import CompiledConfig, SuiteConfig, TaskConfig, TransformerConfig
 from husai.errors import HusaiError
 from husai.report.results import SuiteResults
 from husai.report.tables import write_tables
@@ -21,6 +21,7 @@ from husai.suite import run_smoke, run_suite
 from husai.sweep import plan
 from husai.transformer.model import Transformer, init_params
 from husai.transformer.weights import save_weights
+from husai.workflow import compile_run
 
 TRAINING = {"steps": 40, "batch_size": 512, "lr": 3e-3}
 SUITE = {
@@ -236,6 +237,20 @@ def test_a_model_that_fails_the_gate_stops_the_suite_unless_allowed(tmp_path):
     assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, allow_unverified=True) == 0
     assert not records(tmp_path)["verified"].any()
     assert "unverified" in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_a_suite_on_a_compiled_model_says_so(tmp_path):
+    circuit = CompiledConfig(task=TaskConfig(p=29), kind="pizza", keys=(8, 9, 12), seed=4, d_model=32, d_mlp=32)
+    compile_run(circuit, tmp_path / "pizza")
+    entries = [{"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": {"steps": 4, "batch_size": 64}}]
+    data = {**SUITE, "model": str(tmp_path / "pizza"), "hooks": ["resid_post"], "entries": entries}
+    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    table = records(tmp_path)
+    assert set(table["tier"]) == {"compiled"}
+    assert set(table["model_seed"].dropna()) == {4}
+    assert table["verified"].all()
+    summary = (tmp_path / "results" / "summary.md").read_text()
+    assert "Judged as variant pizza; its plain fve is 0.667." in summary
 
 
 def test_measured_steps_are_the_curve_half_way_and_the_end():

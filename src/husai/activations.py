@@ -9,7 +9,7 @@ from torch import Tensor
 
 from husai.errors import HusaiError
 from husai.tasks import Task
-from husai.transformer.model import Transformer, forward, resolve_hook
+from husai.transformer.model import Transformer, resolve_hook
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def extract(
 
     with torch.no_grad():
         for part in tokens.split(batch):
-            forward(model.params, part, keep)
+            model.run(part, keep)
     x = torch.cat(rows).float()
     if not bool(x.isfinite().all()):
         raise HusaiError(f"hook {full}: position {position} holds masked entries; read it at the last position")

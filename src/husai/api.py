@@ -52,7 +52,7 @@ def _activations(model: Transformer | LoadedModel, hook: str | None, *saes: Dict
     another hook than `hook`, or different ones.
     """
     loaded = LoadedModel(model, Task("add", model.p)) if isinstance(model, Transformer) else model
-    transformer, report = check_gate(loaded.transformer, loaded.task, allow_unverified=True)
+    transformer, report = check_gate(loaded, allow_unverified=True)
     if not report.passed:
         warnings.warn(f"model {transformer.name} is not verified: {report.failures()}", stacklevel=3)
     named = {str(sae.meta["hook_name"]) for sae in saes if sae.meta.get("hook_name")}

@@ -63,7 +63,7 @@ class SavedModel:
 class Job:
     """A cell with all a worker in another process needs. folder: the run's place.
 
-    tier: where the truth comes from, `trained`, `planted` or `circles`. task, p: operation and modulus; a synthetic
+    tier: where the truth comes from, `trained`, `compiled`, `planted` or `circles`. task, p: operation and modulus; a synthetic
     source repeats its tier as task, and planted atoms, which have no modulus, have p = 0.
     """
 

@@ -11,6 +11,8 @@ from husai import console
 from husai.console import exits, say
 
 WandbMode = Literal["auto", "online", "offline", "none"]
+VariantName = Literal["plain", "pizza"]
+Kind = Literal["clock", "pizza"]
 CPUS = os.cpu_count() or 1
 
 app = typer.Typer(
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-model_app = typer.Typer(help="Train, verify and list the transformers under study.", no_args_is_help=True)
+model_app = typer.Typer(help="Train, compile, verify and list the transformers under study.", no_args_is_help=True)
 activations_app = typer.Typer(help="Activations of the whole input grid.", no_args_is_help=True)
 sae_app = typer.Typer(help="Train sparse autoencoders.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -91,9 +93,42 @@ def model_train(
     return train_and_report(recipe, out, attempts=attempts, device=console.require_device(device), quiet=quiet)
 
 
+@model_app.command("compile")
+@exits
+def model_compile(
+    kind: Annotated[Kind, typer.Argument(help="clock (ops add, sub, mul, div) or pizza (add, sub)")],
+    keys: Annotated[str, typer.Option(help="key frequencies, such as 14,35,41,42,52")],
+    op: Annotated[str, typer.Option(help="operation")] = "add",
+    p: Annotated[int, typer.Option(help="prime modulus")] = 113,
+    d_model: Annotated[int | None, typer.Option(help="width; default 128, or more if needed")] = None,
+    d_mlp: Annotated[int | None, typer.Option(help="neurons; default 512, or more if needed")] = None,
+    rotate: Annotated[bool, typer.Option(help="rotate the residual stream, so that no basis is privileged")] = True,
+    noise: Annotated[float, typer.Option(help="Gaussian weight noise, relative to each matrix's rms entry")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the rotation and of the noise")] = 0,
+    out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/compiled"),
+) -> int:
+    """Write down a transformer that is a known circuit. Exit 0 if it passes its own variant of the gate, 1 if not."""
+    from husai.config import CompiledConfig
+    from husai.suite import compile_and_report
+
+    given = {"task": {"op": op, "p": p}, "kind": kind, "keys": keys.split(","), "d_model": d_model, "d_mlp": d_mlp}
+    config = CompiledConfig.parse({**given, "rotate": rotate, "noise": noise, "seed": seed}, "model compile")
+    return compile_and_report(config, out)
+
+
 @model_app.command("verify")
 @exits
-def model_verify(model: ModelArg, op: OpOption = None, json: JsonOption = False) -> int:
+def model_verify(
+    model: ModelArg,
+    op: OpOption = None,
+    variant: Annotated[
+        VariantName | None,
+        typer.Option(
+            help="form the logits must have; plain, unless the MODEL is a compiled run folder of another kind"
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
     """Is this model the Fourier circuit? Exit 0 if the gate passes, 1 if it fails, 2 if it cannot be read."""
     from husai.runs import load_model
     from husai.truth.circuit import verify
@@ -103,7 +138,7 @@ def model_verify(model: ModelArg, op: OpOption = None, json: JsonOption = False)
         console.err.print(
             f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False
         )
-    report = verify(loaded.transformer, loaded.task)
+    report = verify(loaded.transformer, loaded.task, variant=variant or loaded.variant)
     if json:
         console.show_json(report.to_json())
     else:
@@ -151,7 +186,7 @@ def activations_extract(
     from husai.suite import describe_hook, save_activations
 
     loaded = load_model(model, op)
-    transformer, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=allow_unverified)
+    transformer, _ = check_gate(loaded, allow_unverified=allow_unverified)
     activations = extract(transformer, loaded.task, hook, layer=layer, position=position)
     save_activations(activations, out)
     description = describe_hook(activations)

@@ -215,6 +215,32 @@ class ModelConfig(Config):
         return self.model_copy(update={"training": training})
 
 
+class CompiledConfig(Config):
+    """Everything that determines a compiled transformer, whose weights are written down (docs/method.md §Compiled models)."""
+
+    task: TaskConfig = TaskConfig()
+    kind: Literal["clock", "pizza"] = Field(description="the circuit; pizza for add and sub only")
+    keys: tuple[Positive, ...] = Field(min_length=1, description="key frequencies, each from 1 to (n - 1)/2, of Z_n")
+    d_model: Positive | None = Field(default=None, description="width; null: 128, or more if the circuit needs more")
+    d_mlp: Positive | None = Field(default=None, description="neurons; null: 512, or more if the circuit needs more")
+    rotate: bool = Field(default=True, description="rotate the residual stream, so that no basis of it is privileged")
+    noise: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Gaussian weight noise, relative to each matrix's rms entry"
+    )
+    seed: Seed = Field(default=0, description="seed of the rotation and of the noise")
+
+    @property
+    def variant(self) -> Literal["plain", "pizza"]:
+        """The variant of the gate that this circuit is to pass."""
+        return "pizza" if self.kind == "pizza" else "plain"
+
+
+def load_recipe(path: Path) -> ModelConfig | CompiledConfig:
+    """The config of a transformer's run folder; one that names a `kind` is of a compiled model."""
+    data = read_yaml(path)
+    return (CompiledConfig if "kind" in data else ModelConfig).parse(data, str(path))
+
+
 class TopKConfig(Config):
     """TopK SAE (Gao et al. 2024)."""
 

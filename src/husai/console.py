@@ -90,13 +90,20 @@ def progress(quiet: bool = False) -> Progress:
 def gate_lines(report: Any) -> list[str]:
     """A gate report for people. (`report` is a husai.truth.circuit.GateReport; typed loosely to keep torch unloaded.)"""
     mark = {True: "holds ", False: "FAILED"}
+    constant = report.distance_irrelevance is None
+    irrelevance = "undefined (the right logit is constant)" if constant else f"{report.distance_irrelevance:.3f}"
+    beside = (
+        "" if report.fve_variant is None else f", with fve {report.fve_variant:.6g}; the plain fve is {report.fve:.6g}"
+    )
     lines = [f"Gate for {report.op} mod {report.p}: {'PASSED' if report.passed else 'FAILED'}"]
     lines += [f"  {mark[condition.passed]}  {condition}" for condition in report.conditions]
     lines += [
         f"  key frequencies ({report.key_rule} rule): {list(report.key_frequencies)}",
         f"  by the logits rule: {list(report.key_frequencies_logits)} · "
         f"in W_E (over-counts, never used): {list(report.key_frequencies_embedding)}",
-        f"  neuron purity {report.neuron_purity:.3f} · variant {report.variant}",
+        f"  neuron purity {report.neuron_purity:.3f} · "
+        f"gradient symmetricity {report.gradient_symmetricity:.3f} · distance irrelevance {irrelevance}",
+        f"  variant {report.variant}" + beside,
     ]
     return lines
 

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from husai.config import Config, ModelConfig
+from husai.config import CompiledConfig, Config, ModelConfig, load_recipe
 from husai.errors import HusaiError
 from husai.resources import in_checkout, reference_dir, reference_names
 from husai.tasks import Task
 from husai.transformer.model import Transformer
 from husai.transformer.weights import load_weights
 from husai.truth.circuit import GateReport, verify
+from husai.truth.variants import Variant
 
 DONE = "DONE"
 WEIGHT_FILES = ("model.safetensors", "transformer_best.safetensors", "transformer_final.safetensors")
@@ -164,14 +165,31 @@ def write_gate(path: Path, report: GateReport) -> None:
 class LoadedModel(NamedTuple):
     """A model with its task.
 
-    ignored: names of tensors in the file that the model has no use for. config: what it was trained with, if it comes
-    from a run folder.
+    ignored: names of tensors in the file that the model has no use for. config: what it was trained or compiled with, if
+    it comes from a run folder.
     """
 
     transformer: Transformer
     task: Task
     ignored: tuple[str, ...] = ()
-    config: ModelConfig | None = None
+    config: ModelConfig | CompiledConfig | None = None
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of the gate this model has to pass: `plain`, unless it was compiled to be another circuit."""
+        return self.config.variant if isinstance(self.config, CompiledConfig) else "plain"
+
+    @property
+    def tier(self) -> str:
+        """Where its truth comes from: `compiled` or `trained`."""
+        return "compiled" if isinstance(self.config, CompiledConfig) else "trained"
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the initial weights, or of the compiled model's rotation and noise; None if it is not known."""
+        if isinstance(self.config, ModelConfig):
+            return self.config.training.init_seed
+        return None if self.config is None else self.config.seed
 
 
 def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
@@ -200,16 +218,19 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
         weights = present[0]
     model, ignored = load_weights(weights)
     beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing
-    config = ModelConfig.load(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None
+    config = load_recipe(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None
     task = Task(op or (config.task.op if config else "add"), model.p)
     if config and (known := Task(config.task.op, model.p)) != task:
         raise HusaiError(f"model {reference}: its config.yaml says that it computes {known.op}, not {task.op}")
     return LoadedModel(replace(model, name=name), task, ignored, config)
 
 
-def check_gate(model: Transformer, task: Task, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:
-    """The model marked with the gate's verdict, measured now. Raises GateFailed unless it passes or is allowed not to."""
-    report = verify(model, task)
+def check_gate(loaded: LoadedModel, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:
+    """The model marked with the gate's verdict, measured now, in the variant its config names.
+
+    Raises GateFailed unless it passes or is allowed not to.
+    """
+    model, report = loaded.transformer, verify(loaded.transformer, loaded.task, variant=loaded.variant)
     if not report.passed and not allow_unverified:
         raise GateFailed(
             f"model {model.name} is not ground truth: {report.failures()}; "

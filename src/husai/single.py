@@ -73,7 +73,7 @@ def train_single(request: Request) -> dict[str, Any]:
     """
     require_free(request.out)
     loaded = load_model(request.model, request.op)
-    model, _ = check_gate(loaded.transformer, loaded.task, allow_unverified=request.allow_unverified)
+    model, _ = check_gate(loaded, allow_unverified=request.allow_unverified)
     activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
     hook, x, config = Hook.of(activations), activations.x, request.config
     if request.epochs is not None:

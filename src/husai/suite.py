@@ -1,4 +1,4 @@
-"""Commands that run several steps and tell the user about them: model training, suites, smoke."""
+"""Commands that run several steps and tell the user about them: model training and compiling, suites, smoke."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import ModelConfig, SuiteConfig, content_hash
+from husai.config import CompiledConfig, ModelConfig, SuiteConfig, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
@@ -24,7 +24,7 @@ from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
-from husai.workflow import ATTEMPTS, train_model
+from husai.workflow import ATTEMPTS, compile_run, train_model
 
 
 def train_and_report(
@@ -106,6 +106,16 @@ def train_watched(
     if not run.report.passed:
         console.fail(f"no attempt of {attempts} passed the gate; above is the report of the best one", 1)
     return run.report.passed
+
+
+def compile_and_report(config: CompiledConfig, out: Path) -> int:
+    """Compile a transformer, print its gate report and where it is; 0 if it passed its own variant, else 1."""
+    require_free(out)
+    report = compile_run(config, out)
+    for text in console.gate_lines(report):
+        say(text)
+    say(f"Run folder: {out}")
+    return 0 if report.passed else 1
 
 
 def run_suite(

@@ -46,15 +46,15 @@ def plan(
         hooks, identity, same = _synthetic(suite)
     else:
         loaded = load_model(model_path)
-        model, report = check_gate(loaded.transformer, loaded.task, allow_unverified=allow_unverified)
+        model, report = check_gate(loaded, allow_unverified=allow_unverified)
         hooks, identity = [resolve_hook(model.params, hook) for hook in suite.hooks], weights_hash(model)
         same = {
             "source": SavedModel(str(model_path), loaded.task.op),
-            "tier": "trained",
+            "tier": loaded.tier,
             "task": loaded.task.op,
             "p": loaded.task.p,
             "model_name": model.name if isinstance(suite.model, str) else f"{suite.name}-model",
-            "model_seed": loaded.config.training.init_seed if loaded.config else None,
+            "model_seed": loaded.seed,
             "verified": report.passed,
         }
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}

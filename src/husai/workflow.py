@@ -1,4 +1,4 @@
-"""Whole jobs: train a transformer until it is a verified circuit; train SAEs on a hook. Each fills one run folder."""
+"""Whole jobs: train a transformer until it is a verified circuit, or compile one; train SAEs. Each fills a run folder."""
 
 import csv
 import time
@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from husai.config import ModelConfig, SAEConfig
+import torch
+
+from husai.config import CompiledConfig, ModelConfig, SAEConfig
 from husai.runs import whole_folder, write_gate, write_record
 from husai.sae.train import StepLog, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
 from husai.tasks import Task
+from husai.transformer.compiled import compile_model
 from husai.transformer.model import Transformer
 from husai.transformer.train import Evaluation, TrainedModel, train_transformer
 from husai.transformer.weights import save_weights
@@ -75,6 +78,22 @@ def train_model(
         write_gate(folder / "gate.json", run.report)
         write_history(folder / "history.csv", trained.history)
     return run
+
+
+def compile_run(config: CompiledConfig, out: Path) -> GateReport:
+    """Write the run folder of a compiled transformer; the gate, in the circuit's own variant, judges what is stored.
+
+    Raises HusaiError for a circuit that cannot be written down, or if the folder cannot be written.
+    """
+    start = time.perf_counter()
+    with whole_folder(out) as folder:
+        model = compile_model(config).to(torch.float32)
+        report = verify(model, Task(config.task.op, config.task.p), variant=config.variant)
+        save_weights(model, folder / "model.safetensors")
+        metrics = {"accuracy": report.accuracy, "fve": report.fve, "passed": report.passed}
+        write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start)
+        write_gate(folder / "gate.json", report)
+    return report
 
 
 def write_history(path: Path, rows: tuple[Evaluation, ...] | tuple[StepLog, ...]) -> None:

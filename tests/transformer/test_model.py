@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,16 @@ def test_last_logits_are_the_last_logits_of_forward(fresh, layout):
         whole = forward(model.params, tokens)[:, -1]
         assert float(whole.std()) > 0.1
         torch.testing.assert_close(last_logits(model.params, tokens), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_both_paths_and_transformer_lens_agree_on_squared_relu(fresh, layout):
+    model, tokens = replace(fresh(layout), act="relu2").to(torch.float64), Task("add", 11).tokens(layout)
+    whole = model.run(tokens, lambda _name, value: value)
+    torch.testing.assert_close(model.logits(Task("add", 11)), whole[:, -1, :11], atol=1e-10, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(whole, to_transformer_lens(model)(tokens), atol=1e-10, rtol=0)
+    assert float((whole - forward(model.params, tokens)).abs().max()) > 0.1
 
 
 def default_params(layout: str):

@@ -50,6 +50,31 @@ def test_round_trip(fresh, tmp_path, layout, suffix):
     assert weights_hash(again) == weights_hash(model)
 
 
+def test_the_activation_function_is_part_of_the_file_and_of_the_hash(fresh, tmp_path):
+    relu, path = fresh(), tmp_path / "model.safetensors"
+    squared = replace(relu, act="relu2")
+    save_weights(squared, path)
+    again, _ = load_weights(path)
+    assert again.act == "relu2"
+    assert weights_hash(again) == weights_hash(squared) != weights_hash(relu)
+    assert to_transformer_lens(again).cfg.act_fn == "relu2"
+    assert not torch.allclose(again.logits(Task("add", 11)), relu.logits(Task("add", 11)), atol=1e-3)
+    for foreign in ("foreign.safetensors", "foreign.pt"):
+        (save_file if foreign.endswith("tensors") else torch.save)(dict(squared.params), tmp_path / foreign)
+        assert load_weights(tmp_path / foreign)[0].act == "relu"
+
+
+def test_an_unknown_activation_function_is_refused(fresh, tmp_path):
+    save_file(fresh().params, tmp_path / "model.safetensors", metadata={"act": "gelu"})
+    message = refusal(load_weights, tmp_path / "model.safetensors")
+    assert message == f"{tmp_path}/model.safetensors: its header names act 'gelu'; allowed are relu, relu2"
+
+
+def test_hashes_of_the_references_have_not_changed(reference):
+    # Committed records call their model by this hash.
+    assert weights_hash(reference("add-p59-0")[0]) == "d2bbc588dfe1"
+
+
 def test_hash_follows_the_weights_and_not_the_name(fresh):
     model = fresh("abe")
     assert weights_hash(replace(model, name="other")) == weights_hash(model)

@@ -150,7 +150,13 @@ def gate_lines(results: SuiteResults) -> str:
         "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed_conditions'])}); all results unverified"
     )
     conditions = "\n".join(f"- {condition}" for condition in gate["conditions"])
-    return f"Model `{gate['model']}` ({gate['op']}, p = {gate['p']}): gate {verdict}; key frequencies {keys}.\n\n{conditions}\n"
+    plain = (
+        ""
+        if gate["variant"] == "plain"
+        else f" Judged as variant {gate['variant']}; its plain fve is {gate['fve']:.3f}."
+    )
+    named = f"Model `{gate['model']}` ({gate['op']}, p = {gate['p']})"
+    return f"{named}: gate {verdict}; key frequencies {keys}.{plain}\n\n{conditions}\n"
 
 
 def truth_lines(results: SuiteResults) -> str:

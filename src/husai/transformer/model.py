@@ -7,8 +7,8 @@ share only once.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,14 @@ from husai.tasks import Task
 
 Params = dict[str, Tensor]
 Hook = Callable[[str, Tensor], Tensor]
+Activation = Literal["relu", "relu2"]
 
 LN_EPS = 1e-5
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu2": lambda x: F.relu(x).square()}
 EXTRA_TOKENS = {"abe": 1, "husai": 4}
 N_CTX = {"abe": 3, "husai": 7}
 N_TOKENS = {"abe": 3, "husai": 5}  # positions that inputs use
+OPERANDS = {"abe": (0, 1), "husai": (1, 3)}  # positions of a and b
 N_LAYERS = {"abe": 1, "husai": 2}
 SHORT_HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -47,9 +50,10 @@ LN_HOOKS = {"ln1": "ln1.hook_normalized", "ln2": "ln2.hook_normalized"}
 
 @dataclass(frozen=True)
 class Transformer:
-    """Weights, and what is needed to feed them: the layout of the input and the modulus.
+    """Weights, and what is needed to run them: the layout of the input, the modulus, the MLP's activation function.
 
-    name: how records call this model. verified: whether its gate was passed (None: not checked).
+    act: `relu`, or `relu2` = relu(x)², both as TransformerLens names them. name: how records call this model.
+    verified: whether its gate was passed (None: not checked).
     """
 
     params: Params
@@ -57,6 +61,7 @@ class Transformer:
     p: int
     name: str = "unnamed"
     verified: bool | None = field(default=None, compare=False)
+    act: Activation = "relu"
 
     @property
     def n_layers(self) -> int:
@@ -67,15 +72,17 @@ class Transformer:
         return sum(value.numel() for value in self.params.values())
 
     def to(self, dtype: torch.dtype) -> "Transformer":
-        return Transformer(
-            {k: v.to(dtype) for k, v in self.params.items()}, self.layout, self.p, self.name, self.verified
-        )
+        return replace(self, params={name: value.to(dtype) for name, value in self.params.items()})
+
+    def run(self, tokens: Int[Tensor, "batch pos"], hook: Hook) -> Float[Tensor, "batch pos d_out"]:
+        """`forward` with this model's weights and activation function."""
+        return forward(self.params, tokens, hook, act=self.act)
 
     def logits(self, task: Task, *, batch: int = 4096) -> Float[Tensor, "pairs p"]:
         """Logits of the p answers at the read position for the whole grid, without gradients."""
         tokens = task.tokens(self.layout)
         with torch.no_grad():
-            rows = [last_logits(self.params, part) for part in tokens.split(batch)]
+            rows = [last_logits(self.params, part, act=self.act) for part in tokens.split(batch)]
         return torch.cat(rows)[:, : self.p]
 
 
@@ -156,9 +163,9 @@ def _output(params: Params, block: str, z: Tensor) -> Tensor:
     return _add(z.flatten(-2) @ weight.flatten(0, 1), params.get(f"{block}.attn.b_O"))
 
 
-def _mlp(params: Params, block: str, x: Tensor, hook: Hook = _keep) -> Tensor:
+def _mlp(params: Params, block: str, x: Tensor, act: Activation, hook: Hook = _keep) -> Tensor:
     pre = hook(f"{block}.mlp.hook_pre", _add(x @ params[f"{block}.mlp.W_in"], params.get(f"{block}.mlp.b_in")))
-    post = hook(f"{block}.mlp.hook_post", F.relu(pre))
+    post = hook(f"{block}.mlp.hook_post", ACTIVATIONS[act](pre))
     return _add(post @ params[f"{block}.mlp.W_out"], params.get(f"{block}.mlp.b_out"))
 
 
@@ -172,7 +179,7 @@ def _embed(params: Params, tokens: Tensor, hook: Hook = _keep) -> Tensor:
     return embedded + hook("hook_pos_embed", positions)
 
 
-def _block(params: Params, block: str, x: Tensor, hook: Hook = _keep) -> Tensor:
+def _block(params: Params, block: str, x: Tensor, act: Activation, hook: Hook = _keep) -> Tensor:
     """One whole layer at every position."""
     x = hook(f"{block}.hook_resid_pre", x)
     normalised = _layer_norm(params, f"{block}.ln1", x, hook)
@@ -184,14 +191,16 @@ def _block(params: Params, block: str, x: Tensor, hook: Hook = _keep) -> Tensor:
     z = hook(f"{block}.attn.hook_z", torch.einsum("bhqk,bkhe->bqhe", pattern, v))
     x = hook(f"{block}.hook_resid_mid", x + hook(f"{block}.hook_attn_out", _output(params, block, z)))
     mlp_in = _layer_norm(params, f"{block}.ln2", x, hook)
-    return hook(f"{block}.hook_resid_post", x + hook(f"{block}.hook_mlp_out", _mlp(params, block, mlp_in, hook)))
+    return hook(f"{block}.hook_resid_post", x + hook(f"{block}.hook_mlp_out", _mlp(params, block, mlp_in, act, hook)))
 
 
-def forward(params: Params, tokens: Int[Tensor, "batch pos"], hook: Hook = _keep) -> Float[Tensor, "batch pos d_out"]:
+def forward(
+    params: Params, tokens: Int[Tensor, "batch pos"], hook: Hook = _keep, *, act: Activation = "relu"
+) -> Float[Tensor, "batch pos d_out"]:
     """Logits at every position. `hook(name, value)` sees every intermediate value and returns the one to go on with."""
     x = _embed(params, tokens, hook)
     for layer in range(n_layers(params)):
-        x = _block(params, f"blocks.{layer}", x, hook)
+        x = _block(params, f"blocks.{layer}", x, act, hook)
     return _unembed(params, x, hook)
 
 
@@ -210,7 +219,9 @@ class Shared(NamedTuple):
         return Shared(function(self.values), self.row)
 
 
-def last_logits(params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_out"]:
+def last_logits(
+    params: Params, tokens: Int[Tensor, "batch pos"], *, act: Activation = "relu"
+) -> Float[Tensor, "batch d_out"]:
     """Logits at the last position only; equal to `forward(params, tokens)[:, -1]`, several times faster.
 
     The last layer is computed at the last position only. Below it, a position's state depends on the tokens up to it, so
@@ -219,11 +230,11 @@ def last_logits(params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tenso
     layers, everyone = n_layers(params), torch.arange(len(tokens), device=tokens.device)
     stream = [_embed_shared(params, tokens[:, i], i) for i in range(tokens.shape[1])]
     for layer in range(layers - 1):
-        stream = _block_shared(params, f"blocks.{layer}", stream, tokens)
+        stream = _block_shared(params, f"blocks.{layer}", stream, tokens, act)
     block, last = f"blocks.{layers - 1}", len(stream) - 1
     keys, values = _keys_and_values(params, block, stream)
     resid = _attend(params, block, stream[last], keys, values, everyone)
-    return _unembed(params, resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid)))
+    return _unembed(params, resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid), act))
 
 
 def _embed_shared(params: Params, tokens: Int[Tensor, "batch"], position: int) -> Shared:
@@ -255,7 +266,9 @@ def _attend(
     return here.of(samples) + _output(params, block, z)
 
 
-def _block_shared(params: Params, block: str, stream: list[Shared], tokens: Int[Tensor, "batch pos"]) -> list[Shared]:
+def _block_shared(
+    params: Params, block: str, stream: list[Shared], tokens: Int[Tensor, "batch pos"], act: Activation
+) -> list[Shared]:
     """One whole layer, computed once a distinct prefix."""
     keys, values = _keys_and_values(params, block, stream)
     prefix = torch.zeros_like(tokens[:, 0])
@@ -264,7 +277,7 @@ def _block_shared(params: Params, block: str, stream: list[Shared], tokens: Int[
         distinct, prefix = (prefix * (tokens.max() + 1) + tokens[:, i]).unique(return_inverse=True)
         one_each = prefix.new_empty(len(distinct)).scatter_(0, prefix, torch.arange(len(prefix), device=prefix.device))
         resid = _attend(params, block, here, keys[: i + 1], values[: i + 1], one_each)
-        after.append(Shared(resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid)), prefix))
+        after.append(Shared(resid + _mlp(params, block, _layer_norm(params, f"{block}.ln2", resid), act), prefix))
     return after
 
 

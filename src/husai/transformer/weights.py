@@ -7,16 +7,16 @@ import hashlib
 import pickle
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from husai.errors import HusaiError
 from husai.tasks import MIN_P, is_prime
-from husai.transformer.model import EXTRA_TOKENS, N_LAYERS, N_TOKENS, Params, Transformer, n_layers
+from husai.transformer.model import EXTRA_TOKENS, N_LAYERS, N_TOKENS, Activation, Params, Transformer, n_layers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -27,14 +27,14 @@ BUFFERS = ("mask", "IGNORE")
 
 
 def save_weights(model: Transformer, path: Path) -> None:
-    """Write the parameters as safetensors; layout and modulus go to the header."""
-    metadata = {"layout": model.layout, "p": str(model.p)}
+    """Write the parameters as safetensors; layout, modulus and activation function go to the header."""
+    metadata = {"layout": model.layout, "p": str(model.p), "act": model.act}
     save_file({name: value.contiguous() for name, value in model.params.items()}, path, metadata=metadata)
 
 
 def weights_hash(model: Transformer) -> str:
-    """12 hex digits that identify a model by its weights, wherever they lie and whatever it is called."""
-    digest = hashlib.sha256()
+    """12 hex digits that identify a model by what it computes, wherever it lies and whatever it is called."""
+    digest = hashlib.sha256(b"" if model.act == "relu" else model.act.encode())
     for name in sorted(model.params):
         digest.update(name.encode())
         digest.update(model.params[name].float().contiguous().numpy().tobytes())
@@ -74,12 +74,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return data
 
 
-def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, tuple[str, ...]]:
+def from_state_dict(
+    state: dict[str, Tensor], where: str, *, act: Activation = "relu"
+) -> tuple[Transformer, tuple[str, ...]]:
     """A Transformer from TransformerLens-named tensors, and the names that were ignored.
 
     Accepted are the two layouts of this project: one layer without LayerNorm over [a, b, =] with any width and number
-    of heads and optional biases, and the two-layer `husai` layout. The MLP is taken to be ReLU, since a state dict
-    does not say. Raises HusaiError naming `where` and what is missing or of another shape.
+    of heads and optional biases, and the two-layer `husai` layout. A state dict does not say what its activation
+    function is: it is `act`. Raises HusaiError naming `where` and what is missing or of another shape.
     """
     layers = n_layers(state)
     layout = "husai" if "ln_final.w" in state or layers == 2 else "abe"
@@ -117,7 +119,7 @@ def from_state_dict(state: dict[str, Tensor], where: str) -> tuple[Transformer, 
         raise HusaiError(
             f"{where}: unembed.W_U has {params['unembed.W_U'].shape[1]} columns; at least p = {p} are needed"
         )
-    return Transformer(params, layout, p, name=where), ignored
+    return Transformer(params, layout, p, name=where, act=act), ignored
 
 
 def _expected_shapes(state: dict[str, Tensor], layout: str) -> dict[str, tuple[int, ...]]:
@@ -154,12 +156,26 @@ def _check_shapes(params: Params, layout: str, where: str) -> None:
 def load_weights(path: Path) -> tuple[Transformer, tuple[str, ...]]:
     """Read a weights file; see `read_tensors` and `from_state_dict` for what is accepted and raised.
 
-    Raises HusaiError also if a parameter holds NaN or infinity.
+    The activation function is the one a safetensors header names under `act`, else relu, as in every foreign file.
+    Raises HusaiError also if that name is unknown, or a parameter holds NaN or infinity.
     """
-    model, ignored = from_state_dict(read_tensors(path), str(path))
+    tensors = read_tensors(path)
+    model, ignored = from_state_dict(tensors, str(path), act=_stored_act(path))
     if broken := [name for name, value in model.params.items() if not bool(value.isfinite().all())]:
         raise HusaiError(f"{path}: '{broken[0]}' holds NaN or infinity; weights must be finite")
     return model, ignored
+
+
+def _stored_act(path: Path) -> Activation:
+    """The activation function that the header of a readable weights file names; relu where it names none."""
+    if path.suffix != ".safetensors":
+        return "relu"
+    with safe_open(path, framework="pt") as file:
+        name = (file.metadata() or {}).get("act", "relu")
+    found = next((act for act in get_args(Activation) if act == name), None)
+    if found is None:
+        raise HusaiError(f"{path}: its header names act '{name}'; allowed are {', '.join(get_args(Activation))}")
+    return found
 
 
 def to_transformer_lens(model: Transformer) -> "HookedTransformer":
@@ -178,7 +194,7 @@ def to_transformer_lens(model: Transformer) -> "HookedTransformer":
             d_mlp=params["blocks.0.mlp.W_in"].shape[1],
             d_vocab=params["embed.W_E"].shape[0],
             d_vocab_out=params["unembed.W_U"].shape[1],
-            act_fn="relu",
+            act_fn=model.act,
             normalization_type="LN" if "ln_final.w" in params else None,
             dtype=params["embed.W_E"].dtype,
             device="cpu",

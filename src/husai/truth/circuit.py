@@ -14,13 +14,15 @@ from torch import Tensor
 
 from husai.errors import HusaiError
 from husai.tasks import GroupView, Task
-from husai.transformer.model import Transformer, forward, n_layers
+from husai.transformer.model import Transformer, n_layers
 from husai.truth.fourier import characters, frequency_norms, n_frequencies
+from husai.truth.variants import Variant, distance_irrelevance, gradient_symmetricity, pizza_fve, require_variant
 
 KEY_NORM_RATIO = 0.25  # a key's norm in W_L exceeds this share of the largest
 KEY_ALPHA_RATIO = 0.1  # a key's |α| in the logits exceeds this share of the largest
 MIN_KEY_SHARE = 0.95
 MIN_FVE = 0.95
+MIN_FVE_VARIANT = 0.999
 RESTRICTED_SLACK = (1e-6, 1e-12)  # relative, absolute: exact circuits sit on the edge
 EXCLUDED_SLACK = 1e-5
 LIVE_NEURON = 1e-6  # a live neuron's variance exceeds this share of the largest
@@ -51,7 +53,9 @@ class GateReport:
 
     key_rule: `W_L` (norms of W_out·W_U) or `logits` (coefficients α of the row-centred logits).
     key_frequencies_logits, key_frequencies_embedding: what the other readings say, for comparison.
+    variant, fve_variant: the form asked for, and the R² on its regressors (None for `plain`, which is `fve`).
     neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
+    gradient_symmetricity, distance_irrelevance (None where the right logit is constant): clock or pizza?
     spectrum_W_L (None where W_L is not the whole path), spectrum_W_E, spectrum_logits: norms (|α|) per frequency.
     """
 
@@ -66,7 +70,10 @@ class GateReport:
     restricted_loss: float
     excluded_loss: float
     neuron_purity: float
-    variant: str
+    variant: Variant
+    fve_variant: float | None
+    gradient_symmetricity: float
+    distance_irrelevance: float | None
     conditions: tuple[Condition, ...]
     key_frequencies_logits: tuple[int, ...]
     key_frequencies_embedding: tuple[int, ...]
@@ -93,8 +100,12 @@ class GateReport:
         return plain | {"passed": self.passed, "failed_conditions": list(self.failed_conditions)}
 
 
-def verify(model: Transformer, task: Task) -> GateReport:
-    """Run the gate. Raises HusaiError if the model's modulus is not the task's or its weights are not finite."""
+def verify(model: Transformer, task: Task, *, variant: str = "plain") -> GateReport:
+    """Run the gate; `variant` says which form the logits must have: `plain`, or `pizza` (docs/method.md §Variants).
+
+    Raises HusaiError for another variant, a model whose modulus is not the task's, or weights that are not finite.
+    """
+    form = require_variant(variant)
     if model.p != task.p:
         raise HusaiError(f"model {model.name}: its modulus is {model.p}, the task's is {task.p}; they must be equal")
     if not all(bool(value.isfinite().all()) for value in model.params.values()):
@@ -115,10 +126,13 @@ def verify(model: Transformer, task: Task) -> GateReport:
         keys, rule, spectrum = _above(norms, KEY_NORM_RATIO), "W_L", tuple(norms.tolist())
         key_share = _ratio(norms[[k - 1 for k in keys]].pow(2).sum(), norms.pow(2).sum())
     base, restricted, excluded = _losses(logits, view, keys)
+    fve_variant = pizza_fve(logits, view, keys) if form == "pizza" else None
     conditions = [
         Condition("accuracy", accuracy, ">=", 1.0),
         Condition("key_share", key_share, ">=", MIN_KEY_SHARE),
-        Condition("fve", fve_of(keys), ">=", MIN_FVE),
+        Condition("fve", fve_of(keys), ">=", MIN_FVE)
+        if fve_variant is None
+        else Condition("fve_variant", fve_variant, ">=", MIN_FVE_VARIANT),
         Condition("restricted_loss", restricted, "<=", base * (1 + RESTRICTED_SLACK[0]) + RESTRICTED_SLACK[1]),
         Condition("excluded_loss", excluded, ">=", math.log(view.n) - EXCLUDED_SLACK),
         Condition("sparse_circuit", float(len(keys)), "<=", (task.p - 1) / 8),
@@ -136,7 +150,10 @@ def verify(model: Transformer, task: Task) -> GateReport:
         restricted_loss=restricted,
         excluded_loss=excluded,
         neuron_purity=_neuron_purity(model, task),
-        variant="plain",
+        variant=form,
+        fve_variant=fve_variant,
+        gradient_symmetricity=gradient_symmetricity(model, task),
+        distance_irrelevance=distance_irrelevance(logits, view),
         conditions=tuple(conditions),
         key_frequencies_logits=logit_keys,
         key_frequencies_embedding=_above(embedding, KEY_NORM_RATIO),
@@ -228,7 +245,7 @@ def _neuron_purity(model: Transformer, task: Task) -> float:
 
     with torch.no_grad():
         for part in task.tokens(model.layout)[view.rows].split(4096):
-            forward(model.params, part, keep)
+            model.run(part, keep)
     post = torch.cat(posts)
     post = post - post.mean(0)
     energy = post.pow(2).sum(0)

@@ -169,7 +169,7 @@ def truth_among(family: Families, x: Float[Tensor, "pairs d"], hook: str) -> Gro
         if float(shares[i]) < MIN_SHARE:
             break
         variable, k = family.names[i]
-        plane = Subspace(k, (variable,), _plane(coefficients[family.owner == i].T), float(shares[i]))
+        plane = Subspace(k, (variable,), plane_of(coefficients[family.owner == i].T), float(shares[i]))
         twin = next((j for j, other in enumerate(groups) if other.k == k and _coincide(other.basis, plane.basis)), None)
         if twin is None:
             groups.append(plane)
@@ -184,7 +184,8 @@ def truth_among(family: Families, x: Float[Tensor, "pairs d"], hook: str) -> Gro
     return GroundTruth(hook, tuple(sorted(groups, key=lambda g: -g.share)), listed, unexplained)
 
 
-def _plane(directions: Float[Tensor, "d columns"]) -> Float[Tensor, "d dim"]:
+def plane_of(directions: Float[Tensor, "d columns"]) -> Float[Tensor, "d dim"]:
+    """Orthonormal basis of the directions that count: a singular value above 5% of the first."""
     u, s, _ = torch.linalg.svd(directions, full_matrices=False)
     return u[:, s > MIN_SINGULAR_RATIO * s[0]]
 
