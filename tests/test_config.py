@@ -84,6 +84,11 @@ def test_problems_deep_in_a_suite_are_named_as_they_stand_in_its_file(change, me
     assert message in str(caught.value)
 
 
+def test_a_file_of_another_kind_is_told_by_its_keys():
+    with pytest.raises(HusaiError, match=r"unknown key 'task' \(and \d more\)\. Allowed here: name, model, hooks"):
+        SuiteConfig.parse({"task": {"p": 59}, "training": {"steps": 5}})
+
+
 def test_a_wrong_override_is_named_beside_the_file(write):
     path = write("sae: {architecture: topk}")
     with pytest.raises(HusaiError) as caught:

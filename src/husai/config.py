@@ -57,8 +57,8 @@ class Config(BaseModel):
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a pydantic error as one sentence."""
-    first = error.errors()[0]
+    """The first problem of a pydantic error as one sentence; unknown keys first, since they tell a file of another kind."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     unknown = first["type"] == "extra_forbidden"
     path, holder = _locate(first["loc"], model, unknown=unknown)
     key = ".".join(path) or "(top level)"
