@@ -3,6 +3,7 @@
 Composition only: each number is defined in `husai.analysis`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from husai.analysis.symmetry import EXACT_ATOMS, Shifts, aligned, answer_shifts,
 from husai.analysis.verdict import rung_sentence
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
-from husai.sae.base import SAEEnsemble
+from husai.sae.base import Dictionary, SAEEnsemble
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
@@ -93,7 +94,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Members:
-    """An ensemble encoded once: fit and live unit atoms of every seed; tuning or recovery, where the hook allows them.
+    """Dictionaries encoded once: fit and live unit atoms of every seed; tuning or recovery, where the hook allows them.
 
     matchings: of true atoms with live ones. firings: how the matched latents fire.
     """
@@ -105,10 +106,9 @@ class Members:
     firings: list[FiringRecovery]
 
     @classmethod
-    def of(cls, ensemble: SAEEnsemble, hook: Hook) -> "Members":
+    def of(cls, dictionaries: Sequence[Dictionary], hook: Hook) -> "Members":
         found = cls([], [], [], [], [])
-        for index in range(len(ensemble)):
-            dictionary = ensemble.member(index)
+        for dictionary in dictionaries:
             codes = dictionary.encode(hook.x)
             fit = evaluate_fit(dictionary, hook.x, codes)
             found.fits.append(fit)
