@@ -192,6 +192,12 @@ class TransformerTrainingConfig(Config):
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
+    pos_scale: Size = Field(
+        default=1.0,
+        exclude_if=lambda scale: scale == 1.0,
+        description="how many times as large positional embeddings start; from about 5 on, heads tell a from b at once, "
+        "which sub and div need. Left out of files where 1",
+    )
     init_seed: Seed = Field(default=0, description="seed of the initial weights")
     split_seed: Seed = Field(default=0, description="seed of the train/test split")
     batch_seed: Seed = Field(default=0, description="seed of the order of batches")

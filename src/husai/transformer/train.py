@@ -122,7 +122,8 @@ def train_transformer(
     """
     recipe, task = config.training, Task(config.task.op, config.task.p)
     layout = config.transformer.layout
-    params = init_params(config.transformer, task.p, generator=generator("model-init", recipe.init_seed))
+    stream = generator("model-init", recipe.init_seed)
+    params = init_params(config.transformer, task.p, generator=stream, pos_scale=recipe.pos_scale)
     params = {name: value.to(device).requires_grad_() for name, value in params.items()}
     data = _prepare(task, config, device)
     order = generator("model-batches", recipe.batch_seed)
