@@ -25,6 +25,7 @@ _EXPORTS = {
     "get_fourier_basis": "husai.truth.fourier",
     "load_model": "husai.runs",
     "load_sae": "husai.sae.weights",
+    "score": "husai.api",
     "verify": "husai.truth.circuit",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "get_fourier_basis",
     "load_model",
     "load_sae",
+    "score",
     "verify",
 ]
 
