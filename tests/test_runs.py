@@ -219,15 +219,15 @@ def test_an_unknown_model_lists_the_references():
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(HusaiError, match="holds no transformer weights"):
+    with pytest.raises(HusaiError, match="holds no model weights"):
         load_model(tmp_path)
 
 
 def test_the_best_weights_of_a_run_folder_come_before_the_final_ones(fresh, tmp_path):
     save_weights(fresh(seed=1), tmp_path / "transformer_final.safetensors")
-    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=1))
+    assert weights_hash(load_model(tmp_path).model) == weights_hash(fresh(seed=1))
     save_weights(fresh(seed=2), tmp_path / "transformer_best.safetensors")
-    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=2))
+    assert weights_hash(load_model(tmp_path).model) == weights_hash(fresh(seed=2))
 
 
 def test_a_broken_config_beside_the_weights_is_named(fresh, tmp_path):
@@ -330,7 +330,7 @@ def test_saved_weights_are_those_of_the_training(recipe, tmp_path):
     trained = train_transformer(config)
     assert weights_hash(trained.best) != weights_hash(trained.final)
     for name, model in [("best", trained.best), ("final", trained.final)]:
-        saved = load_model(tmp_path / "run" / f"transformer_{name}.safetensors").transformer
+        saved = load_model(tmp_path / "run" / f"transformer_{name}.safetensors").model
         assert weights_hash(saved) == weights_hash(model)
 
 
@@ -435,11 +435,11 @@ def test_run_folder_of_a_compiled_model(kind, variant, tmp_path):
     assert json.loads((tmp_path / "run" / "gate.json").read_text()) == json.loads(json.dumps(report.to_json()))
     loaded = load_model(tmp_path / "run")
     assert loaded.config == config
-    assert (loaded.transformer.act, loaded.task) == ("relu2", Task("add", 29))
+    assert (loaded.model.act, loaded.task) == ("relu2", Task("add", 29))
     assert (loaded.variant, loaded.tier, loaded.seed) == (variant, "compiled", 3)
-    assert verify(loaded.transformer, loaded.task, variant=variant) == report
+    assert verify(loaded.model, loaded.task, variant=variant) == report
     compile_run(loaded.config, tmp_path / "again")
-    assert weights_hash(load_model(tmp_path / "again").transformer) == weights_hash(loaded.transformer)
+    assert weights_hash(load_model(tmp_path / "again").model) == weights_hash(loaded.model)
 
 
 def test_a_compiled_model_is_checked_in_the_variant_its_config_names(tmp_path):

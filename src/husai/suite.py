@@ -11,24 +11,24 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, ModelConfig, SuiteConfig, content_hash
+from husai.config import CompiledConfig, ModelConfig, RecurrentConfig, SuiteConfig, Trainable, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
+from husai.models import inputs_of
+from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
-from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
-from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
 
 
 def train_and_report(
-    recipe: ModelConfig,
+    recipe: Trainable,
     out: Path,
     *,
     attempts: int = ATTEMPTS,
@@ -46,7 +46,7 @@ def train_and_report(
 
 
 def train_watched(
-    recipe: ModelConfig,
+    recipe: Trainable,
     out: Path,
     *,
     attempts: int = ATTEMPTS,
@@ -57,33 +57,29 @@ def train_watched(
 ) -> bool:
     """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
-    task = Task(recipe.task.op, recipe.task.p)
-    say(f"Training a transformer on {task.op} mod {task.p} ({recipe.training.steps} steps)")
+    task, kind = inputs_of(recipe), "recurrent network" if isinstance(recipe, RecurrentConfig) else "transformer"
+    say(f"Training a {kind} on {task.op} mod {task.p} ({recipe.training.steps} steps)")
     tracker = open_tracker(
         tracking,
         project=project,
-        name=f"{recipe.task.op}-p{recipe.task.p}",
+        name=f"{task.op}-p{task.p}",
         config=recipe.model_dump(mode="json"),
         folder=out.parent,
         warn=lambda text: console.err.print(f"husai: {text}", markup=False),
     )
     with console.progress(quiet) as bar:
-        line = bar.add_task("transformer", total=recipe.training.steps, figures="")
+        line = bar.add_task(kind, total=recipe.training.steps, figures="")
 
-        def on_attempt(attempt: int, tried: ModelConfig) -> None:
+        def on_attempt(attempt: int, tried: Trainable) -> None:
             if attempt:
                 say(f"  trying seed {tried.training.init_seed}")
             bar.reset(line, total=tried.training.steps, figures="")
 
-        def on_evaluation(row: Evaluation) -> None:
-            figures = (
-                f"train loss {row.train_loss:.2e} acc {row.train_accuracy:.3f} · "
-                f"test loss {row.test_loss:.2e} acc {row.test_accuracy:.3f} (mirror-free {row.mirror_free_accuracy:.3f})"
-            )
-            bar.update(line, completed=row.step, figures=figures)
+        def on_evaluation(row: Evaluated) -> None:
+            bar.update(line, completed=row.step, figures=row.figures)
             tracker.log(asdict(row), row.step)
             if not quiet and (bar.disable or row.step == recipe.training.steps):
-                say(f"  step {row.step:>6}  {figures}")
+                say(f"  step {row.step:>6}  {row.figures}")
 
         def on_verdict(attempt: int, report: GateReport) -> None:
             if not report.passed:
@@ -138,7 +134,7 @@ def run_suite(
     shown = shown or results
     start = time.perf_counter()
     model_path = suite.model if isinstance(suite.model, str) else None
-    if isinstance(suite.model, ModelConfig):
+    if isinstance(suite.model, ModelConfig | RecurrentConfig):
         place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
         model_path = str(place)
         if dry_run and not finished(place):
