@@ -49,7 +49,7 @@ def make(name: str, count: int, out: Path) -> bool:
             print(f"{name} seed {seed}: keys {sorted(keys)} {'kept' if good else run.report.failures() or 'not kept'}")
             if good:
                 save_weights(run.model, folder / "model.safetensors")
-                for checkpoint in folder.glob("transformer_*.safetensors"):
+                for checkpoint in folder.glob("*_*.safetensors"):
                     checkpoint.unlink()
                 shutil.copytree(folder, place)
                 kept.append(keys)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import husai.workflow
+from husai import models
 from husai.config import CompiledConfig, ModelConfig, TaskConfig
 from husai.errors import HusaiError
+from husai.recurrent.walks import Walks
 from husai.resources import find_config, reference_dir, reference_names
 from husai.runs import (
     DONE,
@@ -470,3 +472,27 @@ def test_a_circuit_that_does_not_exist_leaves_no_folder(tmp_path):
     with pytest.raises(HusaiError, match="keys: 15 is not a frequency of Z_29"):
         compile_run(circuit(keys=(15,)), tmp_path / "run")
     assert listing(tmp_path) == []
+
+
+def test_a_recurrent_run_holds_everything_and_says_what_it_is(small_network, tmp_path):
+    run = train_model(small_network(), tmp_path / "run", attempts=1)
+    assert {"recurrent_best.safetensors", "recurrent_final.safetensors", "gate.json"} <= set(listing(tmp_path / "run"))
+    loaded = load_model(tmp_path / "run")
+    assert (loaded.tier, loaded.seed, loaded.variant, loaded.config) == ("recurrent", 0, "plain", run.config)
+    assert loaded.task == Walks(5, small_network().walks)
+    assert models.weights_hash(loaded.model) == models.weights_hash(run.model)
+    with pytest.raises(GateFailed, match="model run is not ground truth: accuracy"):
+        check_gate(loaded)
+    model, report = check_gate(loaded, allow_unverified=True)
+    assert (model.verified, report) == (False, run.report)
+    with pytest.raises(HusaiError, match=r"is a recurrent network, which computes a running sum \(add\), not mul"):
+        load_model(tmp_path / "run", "mul")
+
+
+def test_a_recurrent_network_is_tried_with_further_seeds(small_network, tmp_path):
+    tried = []
+    run = train_model(
+        small_network(), tmp_path / "run", attempts=3, on_attempt=lambda _n, config: tried.append(config.training)
+    )
+    assert [(t.init_seed, t.batch_seed) for t in tried] == [(0, 0), (1, 1), (2, 2)]
+    assert run.config.walks == small_network().walks

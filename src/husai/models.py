@@ -6,7 +6,7 @@ their `labels` in a `group`, so that little above this room needs to know which 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +26,11 @@ from husai.transformer.train import train_transformer
 
 Model = Transformer | Recurrent
 Inputs = Task | Walks
+
+
+def kind_of(config: Recipe) -> Literal["transformer", "recurrent"]:
+    """The kind in the names of a run's weights files."""
+    return "recurrent" if isinstance(config, RecurrentConfig) else "transformer"
 
 
 def inputs_of(config: Recipe) -> Inputs:

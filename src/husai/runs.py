@@ -31,7 +31,7 @@ from husai.truth.circuit import GateReport, verify
 from husai.truth.variants import Variant
 
 DONE = "DONE"
-WEIGHT_FILES = ("model.safetensors", "transformer_best.safetensors", "transformer_final.safetensors")
+WEIGHT_FILES = ("model", "transformer_best", "transformer_final", "recurrent_best", "recurrent_final")
 
 
 class GateFailed(Exception):
@@ -214,9 +214,9 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     name = path.stem if path.is_file() else path.resolve().name
     weights = path
     if path.is_dir():
-        present = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
+        present = [file for name in WEIGHT_FILES if (file := path / f"{name}.safetensors").is_file()]
         if not present:
-            raise HusaiError(f"{path}: holds no model weights ({' or '.join(WEIGHT_FILES)})")
+            raise HusaiError(f"{path}: holds no model weights ({', '.join(WEIGHT_FILES)}, each .safetensors)")
         weights = present[0]
     model, ignored = load_weights(weights)
     beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing

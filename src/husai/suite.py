@@ -15,7 +15,7 @@ from husai.config import CompiledConfig, ModelConfig, RecurrentConfig, SuiteConf
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
-from husai.models import inputs_of
+from husai.models import inputs_of, kind_of
 from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
@@ -57,8 +57,8 @@ def train_watched(
 ) -> bool:
     """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
-    task, kind = inputs_of(recipe), "recurrent network" if isinstance(recipe, RecurrentConfig) else "transformer"
-    say(f"Training a {kind} on {task.op} mod {task.p} ({recipe.training.steps} steps)")
+    task, kind = inputs_of(recipe), kind_of(recipe)
+    say(f"Training a {kind} model on {task.op} mod {task.p} ({recipe.training.steps} steps)")
     tracker = open_tracker(
         tracking,
         project=project,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from husai.config import CompiledConfig, SAEConfig, Trainable
-from husai.models import Model, inputs_of, save_weights, train
+from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
 from husai.runs import whole_folder, write_gate, write_record
 from husai.sae.train import StepLog, Stop, TrainedSAEs, train_saes
@@ -43,8 +43,9 @@ def train_model(
     """Train, verify, and try up to two more seeds if the gate fails; write the run folder of the best attempt.
 
     The folder gets `transformer_best` (lowest held-out loss; this one is verified), `transformer_final` and, if asked,
-    `transformer_epoch_<N>` as safetensors, and `gate.json`. If no attempt passes, the one with the highest fve is kept
-    and its report says so. Raises HusaiError if the folder cannot be written.
+    `transformer_epoch_<N>` as safetensors (of a recurrent network, `recurrent_best` and `recurrent_final`), and
+    `gate.json`. If no attempt passes, the one with the highest fve is kept and its report says so. Raises HusaiError if
+    the folder cannot be written.
     """
     start = time.perf_counter()
     task = inputs_of(config)
@@ -67,7 +68,7 @@ def train_model(
         assert best is not None, "attempts is at least 1"
         run, trained, checkpoints = best
         for name, model in {"best": trained.best, "final": trained.final, **checkpoints}.items():
-            save_weights(model, folder / f"transformer_{name}.safetensors")
+            save_weights(model, folder / f"{kind_of(config)}_{name}.safetensors")
         last = trained.history[-1]
         metrics: dict[str, Any] = {**asdict(last), "best_step": trained.best_step, "passed": run.report.passed}
         write_record(folder, run.config, metrics, wall_seconds=time.perf_counter() - start, attempts=attempt + 1)
