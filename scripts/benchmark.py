@@ -40,10 +40,10 @@ def transformer_steps(layout: str, p: int) -> dict[str, Callable[[], float]]:
     import torch
 
     from husai.config import TransformerConfig
+    from husai.optimise import cross_entropy
     from husai.seeding import generator
     from husai.tasks import Task
     from husai.transformer.model import Transformer, init_params, last_logits
-    from husai.transformer.train import cross_entropy
     from husai.transformer.weights import to_transformer_lens
 
     task = Task("add", p)

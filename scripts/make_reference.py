@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from husai.config import ModelConfig
+from husai.config import load_trainable
+from husai.models import save_weights
 from husai.resources import find_config, reference_dir
 from husai.runs import finished
-from husai.transformer.weights import save_weights
 from husai.workflow import train_model
 
 WANTED = (("add-p113", 3), ("mul-p113", 1), ("add-p59", 1))
@@ -32,7 +32,7 @@ def distinct(keys: set[int], kept: list[set[int]]) -> bool:
 
 def make(name: str, count: int, out: Path) -> bool:
     """Fill `name-0` … `name-<count − 1>`; returns whether enough models passed."""
-    config = ModelConfig.load(find_config(name, "models"))
+    config = load_trainable(find_config(name, "models"))
     kept: list[set[int]] = []
     for seed in range(MAX_SEEDS):
         if len(kept) == count:
@@ -49,7 +49,7 @@ def make(name: str, count: int, out: Path) -> bool:
             print(f"{name} seed {seed}: keys {sorted(keys)} {'kept' if good else run.report.failures() or 'not kept'}")
             if good:
                 save_weights(run.model, folder / "model.safetensors")
-                for checkpoint in folder.glob("transformer_*.safetensors"):
+                for checkpoint in folder.glob("*_*.safetensors"):
                     checkpoint.unlink()
                 shutil.copytree(folder, place)
                 kept.append(keys)

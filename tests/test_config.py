@@ -4,12 +4,15 @@ from pydantic import ValidationError
 from husai.config import (
     CompiledConfig,
     ModelConfig,
+    RecurrentConfig,
     ReLUConfig,
     SAEConfig,
     SuiteConfig,
     TopKConfig,
     TransformerConfig,
     content_hash,
+    load_recipe,
+    load_trainable,
     override,
     read_yaml,
 )
@@ -289,3 +292,20 @@ def test_shipped_suites_of_synthetic_sources_match_their_truth_in_width_and_k(na
         (entry,) = suite.entries
         assert (entry.sae.d_sae, entry.sae.k) == (suite.model.planted.n_atoms, suite.model.planted.k)
         assert not suite.model.planted.noise
+
+
+def test_recipes_are_told_apart_by_what_they_name(write):
+    assert isinstance(load_recipe(write("task: {p: 59}")), ModelConfig)
+    assert isinstance(load_recipe(write("{p: 59, recurrent: {cell: lstm}}"), ["walks.length=3"]), RecurrentConfig)
+    compiled = write("{kind: clock, keys: [1, 2]}")
+    assert isinstance(load_recipe(compiled), CompiledConfig)
+    with pytest.raises(HusaiError, match="is of a compiled model, whose weights are written down"):
+        load_trainable(compiled)
+    with pytest.raises(HusaiError, match="unknown key 'task'"):
+        load_recipe(write("{task: {p: 59}, recurrent: {cell: lstm}}"))
+
+
+def test_a_seed_of_a_recurrent_recipe_leaves_the_walks_alone():
+    config = RecurrentConfig.parse({"recurrent": {}, "walks": {"seed": 7}})
+    seeded = config.with_seed(3)
+    assert (seeded.training.init_seed, seeded.training.batch_seed, seeded.walks.seed) == (3, 3, 7)

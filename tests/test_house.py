@@ -9,7 +9,21 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 
 # One way down: a room imports only rooms before it in this list (or itself).
 ROOMS = [
-    *("errors", "seeding", "schedule", "config", "resources", "tasks", "transformer", "activations", "truth", "runs"),
+    *(
+        "errors",
+        "seeding",
+        "schedule",
+        "config",
+        "resources",
+        "optimise",
+        "tasks",
+        "transformer",
+        "recurrent",
+        "models",
+        "activations",
+        "truth",
+        "runs",
+    ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
     *("suite", "single", "pipeline", "api", "cli"),
 ]

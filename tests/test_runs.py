@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import husai.workflow
+from husai import models
 from husai.config import CompiledConfig, ModelConfig, TaskConfig
 from husai.errors import HusaiError
+from husai.recurrent.walks import Walks
 from husai.resources import find_config, reference_dir, reference_names
 from husai.runs import (
     DONE,
@@ -219,15 +221,15 @@ def test_an_unknown_model_lists_the_references():
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(HusaiError, match="holds no transformer weights"):
+    with pytest.raises(HusaiError, match="holds no model weights"):
         load_model(tmp_path)
 
 
 def test_the_best_weights_of_a_run_folder_come_before_the_final_ones(fresh, tmp_path):
     save_weights(fresh(seed=1), tmp_path / "transformer_final.safetensors")
-    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=1))
+    assert weights_hash(load_model(tmp_path).model) == weights_hash(fresh(seed=1))
     save_weights(fresh(seed=2), tmp_path / "transformer_best.safetensors")
-    assert weights_hash(load_model(tmp_path).transformer) == weights_hash(fresh(seed=2))
+    assert weights_hash(load_model(tmp_path).model) == weights_hash(fresh(seed=2))
 
 
 def test_a_broken_config_beside_the_weights_is_named(fresh, tmp_path):
@@ -330,7 +332,7 @@ def test_saved_weights_are_those_of_the_training(recipe, tmp_path):
     trained = train_transformer(config)
     assert weights_hash(trained.best) != weights_hash(trained.final)
     for name, model in [("best", trained.best), ("final", trained.final)]:
-        saved = load_model(tmp_path / "run" / f"transformer_{name}.safetensors").transformer
+        saved = load_model(tmp_path / "run" / f"transformer_{name}.safetensors").model
         assert weights_hash(saved) == weights_hash(model)
 
 
@@ -435,11 +437,11 @@ def test_run_folder_of_a_compiled_model(kind, variant, tmp_path):
     assert json.loads((tmp_path / "run" / "gate.json").read_text()) == json.loads(json.dumps(report.to_json()))
     loaded = load_model(tmp_path / "run")
     assert loaded.config == config
-    assert (loaded.transformer.act, loaded.task) == ("relu2", Task("add", 29))
+    assert (loaded.model.act, loaded.task) == ("relu2", Task("add", 29))
     assert (loaded.variant, loaded.tier, loaded.seed) == (variant, "compiled", 3)
-    assert verify(loaded.transformer, loaded.task, variant=variant) == report
+    assert verify(loaded.model, loaded.task, variant=variant) == report
     compile_run(loaded.config, tmp_path / "again")
-    assert weights_hash(load_model(tmp_path / "again").transformer) == weights_hash(loaded.transformer)
+    assert weights_hash(load_model(tmp_path / "again").model) == weights_hash(loaded.model)
 
 
 def test_a_compiled_model_is_checked_in_the_variant_its_config_names(tmp_path):
@@ -470,3 +472,27 @@ def test_a_circuit_that_does_not_exist_leaves_no_folder(tmp_path):
     with pytest.raises(HusaiError, match="keys: 15 is not a frequency of Z_29"):
         compile_run(circuit(keys=(15,)), tmp_path / "run")
     assert listing(tmp_path) == []
+
+
+def test_a_recurrent_run_holds_everything_and_says_what_it_is(small_network, tmp_path):
+    run = train_model(small_network(), tmp_path / "run", attempts=1)
+    assert {"recurrent_best.safetensors", "recurrent_final.safetensors", "gate.json"} <= set(listing(tmp_path / "run"))
+    loaded = load_model(tmp_path / "run")
+    assert (loaded.tier, loaded.seed, loaded.variant, loaded.config) == ("recurrent", 0, "plain", run.config)
+    assert loaded.task == Walks(5, small_network().walks)
+    assert models.weights_hash(loaded.model) == models.weights_hash(run.model)
+    with pytest.raises(GateFailed, match="model run is not ground truth: accuracy"):
+        check_gate(loaded)
+    model, report = check_gate(loaded, allow_unverified=True)
+    assert (model.verified, report) == (False, run.report)
+    with pytest.raises(HusaiError, match=r"is a recurrent network, which computes a running sum \(add\), not mul"):
+        load_model(tmp_path / "run", "mul")
+
+
+def test_a_recurrent_network_is_tried_with_further_seeds(small_network, tmp_path):
+    tried = []
+    run = train_model(
+        small_network(), tmp_path / "run", attempts=3, on_attempt=lambda _n, config: tried.append(config.training)
+    )
+    assert [(t.init_seed, t.batch_seed) for t in tried] == [(0, 0), (1, 1), (2, 2)]
+    assert run.config.walks == small_network().walks

@@ -1,12 +1,14 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from husai import models
 from husai import suite as suite_module
 from husai import sweep as sweep_module
 from husai.cell import RECORD_COLUMNS, checkpoints, hook_of
@@ -237,6 +239,38 @@ def test_a_model_that_fails_the_gate_stops_the_suite_unless_allowed(tmp_path):
     assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, allow_unverified=True) == 0
     assert not records(tmp_path)["verified"].any()
     assert "unverified" in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_a_suite_on_the_walks_of_a_network_measures_everything(rotating, tmp_path):
+    models.save_weights(rotating(length=2).to(torch.float32), tmp_path / "rotating.safetensors")
+    entries = [{"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": {"steps": 4, "batch_size": 64}}]
+    data = {**SUITE, "model": str(tmp_path / "rotating.safetensors"), "hooks": ["hidden"], "entries": entries}
+    suite = SuiteConfig.parse(data)
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    found = records(tmp_path)
+    assert set(found["tier"]) == {"recurrent"}
+    assert found["verified"].all()
+    assert {"pwmcc", "fourier_overlap", "aligned", "purity"} <= set(found["metric"])
+    (cell,) = found["run_id"].unique()
+    assert np.load(tmp_path / "results" / "arrays" / f"{cell}.npz")["tuning_maps"].shape == (4, 29, 29)
+    assert "previous k=" in (tmp_path / "results" / "summary.md").read_text()
+    write_report(tmp_path / "results", tmp_path / "results")
+    assert (tmp_path / "results" / "figures" / "feature_tuning.png").is_file()
+    longer = replace(rotating(length=3), name="longer").to(torch.float32)
+    models.save_weights(longer, tmp_path / "rotating.safetensors")
+    assert plan(suite, [suite.model], tmp_path)[0][0].cell.run_id != cell  # other walks are other samples
+    with pytest.raises(HusaiError, match="a recurrent network has one hook, 'hidden'"):
+        plan(SuiteConfig.parse({**data, "hooks": ["resid_post"]}), [suite.model], tmp_path)
+
+
+def test_a_suite_trains_a_recurrent_recipe_first(small_network, tmp_path, capsys):
+    recipe = small_network().model_dump(mode="json")
+    suite = SuiteConfig.parse({**SUITE, "model": recipe, "hooks": ["hidden"]})
+    assert suite.model == small_network()
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 1  # twelve steps pass no gate
+    assert "Training a recurrent model on add mod 5" in capsys.readouterr().out
+    with pytest.raises(HusaiError, match=r"unknown key 'model\.recurrent\.d_hiden'"):
+        SuiteConfig.parse({**SUITE, "model": {**recipe, "recurrent": {"d_hiden": 3}}})
 
 
 def test_a_suite_on_a_compiled_model_says_so(tmp_path):

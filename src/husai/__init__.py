@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from husai.activations import extract
-    from husai.api import Score, compute_fourier_overlap, compute_pwmcc
+    from husai.api import Score, compute_fourier_overlap, compute_pwmcc, score
     from husai.errors import HusaiError
     from husai.runs import load_model
     from husai.sae.weights import load_sae

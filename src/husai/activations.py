@@ -1,4 +1,4 @@
-"""Activations of the whole grid at one hook of a transformer."""
+"""Activations of a model at one hook: the whole grid of a transformer, the walks of a recurrent network."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.errors import HusaiError
+from husai.models import Inputs, Model, require_inputs, resolve_hook
+from husai.recurrent.model import Recurrent
+from husai.recurrent.walks import Walks
 from husai.tasks import Task
-from husai.transformer.model import Transformer, resolve_hook
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations x: (pairs, d), float32, one row a grid row of `task`, read at one position.
+    """Activations x: (pairs, d), float32, one row a row of `task`, read at one position (of walks: in time order).
 
     hook: full name of the hook point. model: the model's name. verified: whether its gate was passed.
     """
 
     x: Float[Tensor, "pairs d"]
-    task: Task
+    task: Inputs
     hook: str
     model: str
     verified: bool | None = None
@@ -50,16 +52,22 @@ class Normaliser:
 
 
 def extract(
-    model: Transformer, task: Task, hook: str, *, layer: int | None = None, position: int = -1, batch: int = 4096
+    model: Model, task: Inputs, hook: str, *, layer: int | None = None, position: int = -1, batch: int = 4096
 ) -> Activations:
     """Activations of the whole grid at `hook` (short or full name) and `position`.
 
     Heads are flattened: q, k, v, z give heads·d_head columns; attn_scores and pattern give heads·positions, read at the
-    query position. Raises HusaiError for an unknown hook, layer or position, or a task of another modulus.
+    query position. A recurrent network is read at `hidden` after every step; its samples have one position. Raises
+    HusaiError for an unknown hook, layer or position, or a task that is not the model's.
     """
-    if model.p != task.p:
-        raise HusaiError(f"model {model.name}: its modulus is {model.p}, the task's is {task.p}; they must be equal")
-    full = resolve_hook(model.params, hook, layer)
+    require_inputs(model, task)
+    full = resolve_hook(model, hook, layer)
+    if isinstance(model, Recurrent):
+        assert isinstance(task, Walks)
+        if position != -1:
+            raise HusaiError(f"position: {position} does not exist; a recurrent network is read after every step")
+        return Activations(model.samples(task).float(), task, full, model.name, model.verified)
+    assert isinstance(task, Task)
     tokens = task.tokens(model.layout)
     if not -tokens.shape[1] <= position < tokens.shape[1]:
         raise HusaiError(f"position: {position} does not exist; the input has positions 0 to {tokens.shape[1] - 1}")

@@ -11,11 +11,12 @@ from husai.analysis.recovery import fourier_overlap
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, measure
+from husai.models import Model
+from husai.recurrent.model import Recurrent
 from husai.runs import LoadedModel, check_gate
 from husai.sae.base import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
-from husai.transformer.model import Transformer
 from husai.truth.planes import find_truth
 
 DRAWS = 5
@@ -34,7 +35,9 @@ class Score:
     @property
     def adjusted(self) -> dict[str, float | None]:
         """(score − null) / (1 − null) for each null; None for one above .9, where the ratio would mean nothing."""
-        return {name: None if null > NULL_LIMIT else (self.value - null) / (1 - null) for name, null in self.nulls.items()}
+        return {
+            name: None if null > NULL_LIMIT else (self.value - null) / (1 - null) for name, null in self.nulls.items()
+        }
 
     def __float__(self) -> float:
         return self.value
@@ -52,25 +55,28 @@ class Score:
         return next((name for limit, name in bands if self.value > limit), "low")
 
 
-def _activations(model: Transformer | LoadedModel, hook: str | None, *saes: Dictionary) -> Activations:
+def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Activations:
     """The grid at `hook`, or at the hook the SAEs say they were trained on. `model` as a Transformer is taken to add.
 
     A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
     another hook than `hook`, or different ones.
     """
-    loaded = LoadedModel(model, Task("add", model.p)) if isinstance(model, Transformer) else model
-    transformer, report = check_gate(loaded, allow_unverified=True)
+    if isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        loaded = LoadedModel(model, model.walks if isinstance(model, Recurrent) else Task("add", model.p))
+    checked, report = check_gate(loaded, allow_unverified=True)
     if not report.passed:
-        warnings.warn(f"model {transformer.name} is not verified: {report.failures()}", stacklevel=3)
+        warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
     named = {str(sae.meta["hook_name"]) for sae in saes if sae.meta.get("hook_name")}
     wanted = hook or (named.copy().pop() if named else "resid_post")
-    activations = extract(transformer, loaded.task, wanted)
+    activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
     return activations
 
 
-def score(sae: Dictionary, model: Transformer | LoadedModel, hook: str | None = None) -> dict[str, Score]:
+def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
     """Every score that one dictionary has at one hook, by name: fit, recovery and causal figures beside their nulls.
 
     Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out, and so is what needs truth at
@@ -85,7 +91,7 @@ def score(sae: Dictionary, model: Transformer | LoadedModel, hook: str | None = 
     return found
 
 
-def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, hook: str | None = None) -> Score:
+def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> Score:
     """Share of the live unit atoms' energy inside the hook's true subspaces, weighted by activation energy.
 
     model: what `load_model` returned (or a Transformer, taken to add). hook: by default the one the SAE was trained on.
@@ -104,7 +110,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Transformer | LoadedModel, h
 
 
 def compute_pwmcc(
-    sae1: Dictionary, sae2: Dictionary, model: Transformer | LoadedModel | None = None, hook: str | None = None
+    sae1: Dictionary, sae2: Dictionary, model: Model | LoadedModel | None = None, hook: str | None = None
 ) -> Score:
     """Mean signed cosine of the two decoders under their optimal one-to-one matching.
 

@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A transformer on disk: weights file, run folder or reference name, and its operation."""
+    """A model on disk: weights file, run folder or reference name, and its operation."""
 
     path: str
     op: str
@@ -63,8 +63,8 @@ class SavedModel:
 class Job:
     """A cell with all a worker in another process needs. folder: the run's place.
 
-    tier: where the truth comes from, `trained`, `compiled`, `planted` or `circles`. task, p: operation and modulus; a synthetic
-    source repeats its tier as task, and planted atoms, which have no modulus, have p = 0.
+    tier: where the truth comes from, `trained`, `compiled`, `recurrent`, `planted` or `circles`. task, p: operation and
+    modulus; a synthetic source repeats its tier as task, and planted atoms, which have no modulus, have p = 0.
     """
 
     cell: Cell
@@ -94,7 +94,7 @@ def hook_of(job: Job) -> Hook:
     if isinstance(job.source, CirclesConfig):
         return Hook.of_circles(draw_circles(job.source))
     loaded = load_model(job.source.path, job.source.op)
-    return Hook.of(extract(loaded.transformer, loaded.task, job.cell.hook))
+    return Hook.of(extract(loaded.model, loaded.task, job.cell.hook))
 
 
 def run_cell(job: Job) -> str:
@@ -224,7 +224,10 @@ def summary(end: Measurement, converged: bool) -> dict[str, Any]:
 
 
 def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Members) -> dict[str, np.ndarray]:
-    """Small figure data: the S×S matrices and, on a grid, the codes of seed 0's most energetic atoms over (a, b)."""
+    """Small figure data: the S×S matrices and, of a model, the codes of seed 0's most energetic atoms over (a, b).
+
+    On walks they are means over the samples of each pair.
+    """
     matrices = {name: matrix.astype(np.float32) for name, matrix in end.matrices.items()}
     task = hook.task
     if task is None:
@@ -232,6 +235,8 @@ def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Member
     energy = members.fits[0].energy
     shown = energy.topk(min(SHOWN_ATOMS, len(energy))).indices
     codes = ensemble.member(0).encode(hook.x)[:, shown]
-    maps = torch.zeros(len(shown), task.p, task.p)
-    maps[:, task.a, task.b] = codes.T
+    pair = task.a * task.p + task.b
+    counts = pair.bincount(minlength=task.p**2).clamp(min=1)
+    maps = torch.zeros(len(shown), task.p**2).index_add_(1, pair, codes.T) / counts
+    maps = maps.unflatten(1, (task.p, task.p))
     return {**matrices, "tuning_maps": maps.numpy().astype(np.float16), "tuning_atoms": shown.numpy()}

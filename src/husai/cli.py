@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-model_app = typer.Typer(help="Train, compile, verify and list the transformers under study.", no_args_is_help=True)
+model_app = typer.Typer(help="Train, compile, verify and list the models under study.", no_args_is_help=True)
 activations_app = typer.Typer(help="Activations of the whole input grid.", no_args_is_help=True)
 sae_app = typer.Typer(help="Train and score sparse autoencoders.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -83,12 +83,12 @@ def model_train(
     device: DeviceOption = "cpu",
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> int:
-    """Train a transformer until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
-    from husai.config import ModelConfig
+    """Train a model until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
+    from husai.config import load_trainable
     from husai.resources import find_config
     from husai.suite import train_and_report
 
-    recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
+    recipe = load_trainable(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
     return train_and_report(recipe, out, attempts=attempts, device=console.require_device(device), quiet=quiet)
 
@@ -138,7 +138,7 @@ def model_verify(
         console.err.print(
             f"husai: ignored {len(ignored)} tensors of no use here: {', '.join(ignored[:5])}", markup=False
         )
-    report = verify(loaded.transformer, loaded.task, variant=variant or loaded.variant)
+    report = verify(loaded.model, loaded.task, variant=variant or loaded.variant)
     if json:
         console.show_json(report.to_json())
     else:
@@ -186,8 +186,8 @@ def activations_extract(
     from husai.suite import describe_hook, save_activations
 
     loaded = load_model(model, op)
-    transformer, _ = check_gate(loaded, allow_unverified=allow_unverified)
-    activations = extract(transformer, loaded.task, hook, layer=layer, position=position)
+    verified, _ = check_gate(loaded, allow_unverified=allow_unverified)
+    activations = extract(verified, loaded.task, hook, layer=layer, position=position)
     save_activations(activations, out)
     description = describe_hook(activations)
     if json:

@@ -181,30 +181,35 @@ class TransformerConfig(Config):
         return self
 
 
-class TransformerTrainingConfig(Config):
-    """How the transformer is trained: AdamW on a float64 cross-entropy at the last position."""
+class OptimiserConfig(Config):
+    """What the training of every model under study has in common: AdamW on a float64 cross-entropy."""
 
-    frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
-    batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
     steps: Positive = Field(default=1500, description="optimiser steps")
     lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=1.0, ge=0, description="decoupled weight decay")
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
+    log_every: Positive = Field(default=100, description="steps between evaluations on what is not trained on")
+    init_seed: Seed = Field(default=0, description="seed of the initial weights")
+
+
+class TransformerTrainingConfig(OptimiserConfig):
+    """How the transformer is trained, at the last position."""
+
+    frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
+    batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
     pos_scale: Size = Field(
         default=1.0,
         exclude_if=lambda scale: scale == 1.0,
         description="how many times as large positional embeddings start; from about 5 on, heads tell a from b at once, "
         "which sub and div need. Left out of files where 1",
     )
-    init_seed: Seed = Field(default=0, description="seed of the initial weights")
     split_seed: Seed = Field(default=0, description="seed of the train/test split")
     batch_seed: Seed = Field(default=0, description="seed of the order of batches")
     shuffle_labels: bool = Field(
         default=False, description="negative control: permute the labels, so that nothing general can be learned"
     )
-    log_every: Positive = Field(default=100, description="steps between evaluations on the held-out pairs")
     checkpoint_epochs: Positive | None = Field(
         default=None, description="passes over the training pairs between checkpoints"
     )
@@ -220,6 +225,42 @@ class ModelConfig(Config):
     def with_seed(self, seed: int) -> "ModelConfig":
         """The same recipe with all three seeds set to `seed`."""
         training = self.training.model_copy(update=dict.fromkeys(("init_seed", "split_seed", "batch_seed"), seed))
+        return self.model_copy(update={"training": training})
+
+
+class RecurrentShape(Config):
+    """The shape of a recurrent network: one layer over one-hot inputs, and a linear readout of its hidden state."""
+
+    cell: Literal["gru", "lstm"] = Field(default="gru", description="torch.nn's cell")
+    d_hidden: Positive = Field(default=128, description="width of the hidden state")
+
+
+class WalksConfig(Config):
+    """The walks on which a recurrent network is verified and read. (docs/method.md §Recurrent networks)"""
+
+    length: Positive = Field(default=4, description="steps of a walk after its start; so many are trained on, too")
+    repeats: Positive = Field(default=1, description="walks are p² times this, so that each step is the grid so often")
+    seed: Seed = Field(default=0, description="seed of the walks' inputs")
+
+
+class RecurrentTrainingConfig(OptimiserConfig):
+    """How a recurrent network is trained, at every step of walks drawn anew for every batch."""
+
+    batch_size: Positive = Field(default=256, description="walks an optimiser step")
+    batch_seed: Seed = Field(default=0, description="seed of the walks trained on")
+
+
+class RecurrentConfig(Config):
+    """Everything that determines a recurrent network trained on the running sum mod p."""
+
+    p: int = Field(default=59, description="prime modulus")
+    recurrent: RecurrentShape
+    walks: WalksConfig = WalksConfig()
+    training: RecurrentTrainingConfig = RecurrentTrainingConfig()
+
+    def with_seed(self, seed: int) -> "RecurrentConfig":
+        """The same recipe with both training seeds set to `seed`; the walks it is verified on stay."""
+        training = self.training.model_copy(update=dict.fromkeys(("init_seed", "batch_seed"), seed))
         return self.model_copy(update={"training": training})
 
 
@@ -243,10 +284,25 @@ class CompiledConfig(Config):
         return "pizza" if self.kind == "pizza" else "plain"
 
 
-def load_recipe(path: Path) -> ModelConfig | CompiledConfig:
-    """The config of a transformer's run folder; one that names a `kind` is of a compiled model."""
-    data = read_yaml(path)
-    return (CompiledConfig if "kind" in data else ModelConfig).parse(data, str(path))
+Trainable = ModelConfig | RecurrentConfig
+Recipe = Trainable | CompiledConfig
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """The config of any model. One that names a `kind` is of a compiled transformer, a `recurrent` shape of a network."""
+    keys = read_yaml(path)
+    kind = CompiledConfig if "kind" in keys else RecurrentConfig if "recurrent" in keys else ModelConfig
+    return kind.load(path, overrides)
+
+
+def load_trainable(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Trainable:
+    """The same of a model that is trained. Raises HusaiError for a compiled one."""
+    recipe = load_recipe(path, overrides)
+    if isinstance(recipe, CompiledConfig):
+        raise HusaiError(
+            f"{path}: is of a compiled model, whose weights are written down; `husai model compile` does that"
+        )
+    return recipe
 
 
 class TopKConfig(Config):
@@ -477,7 +533,7 @@ def _kind_of_model(value: Any) -> str:
     if isinstance(value, str):
         return "name"
     keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    kinds = {"planted": "planted", "circles": "circles", "kind": "compiled"}
+    kinds = {"planted": "planted", "circles": "circles", "kind": "compiled", "recurrent": "recurrent"}
     return next((kind for key, kind in kinds.items() if key in keys), "recipe")
 
 
@@ -485,6 +541,7 @@ ModelOrSource = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[ModelConfig, Tag("recipe")]
     | Annotated[CompiledConfig, Tag("compiled")]
+    | Annotated[RecurrentConfig, Tag("recurrent")]
     | Annotated[PlantedSource, Tag("planted")]
     | Annotated[CirclesSource, Tag("circles")],
     Discriminator(_kind_of_model),

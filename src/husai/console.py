@@ -90,6 +90,8 @@ def progress(quiet: bool = False) -> Progress:
 def gate_lines(report: Any) -> list[str]:
     """A gate report for people. (`report` is a husai.truth.circuit.GateReport; typed loosely to keep torch unloaded.)"""
     mark = {True: "holds ", False: "FAILED"}
+    absent = report.gradient_symmetricity is None
+    symmetricity = "undefined (no pair of embeddings)" if absent else f"{report.gradient_symmetricity:.3f}"
     constant = report.distance_irrelevance is None
     irrelevance = "undefined (the right logit is constant)" if constant else f"{report.distance_irrelevance:.3f}"
     beside = (
@@ -102,7 +104,7 @@ def gate_lines(report: Any) -> list[str]:
         f"  by the logits rule: {list(report.key_frequencies_logits)} · "
         f"in W_E (over-counts, never used): {list(report.key_frequencies_embedding)}",
         f"  neuron purity {report.neuron_purity:.3f} · "
-        f"gradient symmetricity {report.gradient_symmetricity:.3f} · distance irrelevance {irrelevance}",
+        f"gradient symmetricity {symmetricity} · distance irrelevance {irrelevance}",
         f"  variant {report.variant}" + beside,
     ]
     return lines

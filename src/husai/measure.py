@@ -23,9 +23,9 @@ from husai.analysis.symmetry import EXACT_ATOMS, Shifts, aligned, answer_shifts,
 from husai.analysis.verdict import rung_sentence
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
+from husai.models import Inputs
 from husai.sae.base import Dictionary, SAEEnsemble
 from husai.seeding import generator
-from husai.tasks import Task
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
 from husai.truth.synthetic import Circles, Planted
 
@@ -54,17 +54,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Hook:
-    """What SAEs are trained on and measured against, at a hook of a transformer or from a synthetic source.
+    """What SAEs are trained on and measured against, at a hook of a model or from a synthetic source.
 
     x: the samples. truth: their true planes; planted: their true atoms (None: there are none to recover). shifts: their
-    symmetry. families: the functions that codes are read against. task: the grid, if the samples are one.
+    symmetry. families: the functions that codes are read against. task: the grid or the walks,
+    if the samples are of a model.
     """
 
     x: Float[Tensor, "samples d"]
     truth: GroundTruth | None = None
     shifts: Shifts | None = None
     families: Families | None = None
-    task: Task | None = None
+    task: Inputs | None = None
     planted: Planted | None = None
 
     @classmethod

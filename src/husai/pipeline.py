@@ -13,12 +13,11 @@ from husai.analysis.recovery import fourier_overlap
 from husai.config import SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
+from husai.models import Inputs, Model, logits
 from husai.runs import load_model
 from husai.sae.base import Dictionary, SAEEnsemble
 from husai.sae.train import StepLog, TrainedSAEs, mean_log, train_saes
 from husai.sae.weights import load_sae, save_sae
-from husai.tasks import Task
-from husai.transformer.model import Transformer
 from husai.truth.planes import find_truth
 
 T = TypeVar("T")
@@ -57,9 +56,9 @@ def given(value: T | None) -> T:
     return value
 
 
-def check_transformer(model: Transformer, task: Task) -> None:
+def check_model(model: Model, task: Inputs) -> None:
     """[1/5] Its accuracy on the whole grid must exceed .95."""
-    accuracy = float((model.logits(task).argmax(-1) == task.labels).double().mean())
+    accuracy = float((logits(model, task).argmax(-1) == task.labels).double().mean())
     say(f"      {model.n_parameters:,} parameters, modulus {model.p}, accuracy {accuracy:.4f}")
     require(accuracy > MIN_ACCURACY, f"accuracy {accuracy:.4f} is not above {MIN_ACCURACY}")
 
@@ -154,12 +153,12 @@ def run_pipeline(checkpoint: str, config: SAEConfig, hook: str, layer: int | Non
     A stage whose check fails still hands its result on. Raises HusaiError for a checkpoint that cannot be read.
     """
     loaded = load_model(checkpoint, op)
-    model, task = loaded.transformer, loaded.task
+    model, task = loaded.model, loaded.task
     board = Board(5)
     activations: Activations | None = None
     trained: Trained | None = None
     with board.stage("Load transformer"):
-        check_transformer(model, task)
+        check_model(model, task)
     with board.stage("Extract activations"):
         activations = extract(model, task, hook, layer=layer)
         check_activations(activations, extract(model, task, hook, layer=layer, batch=1000))

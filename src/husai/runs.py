@@ -21,17 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from husai.config import CompiledConfig, Config, ModelConfig, load_recipe
+from husai.config import CompiledConfig, Config, ModelConfig, Recipe, RecurrentConfig, load_recipe
 from husai.errors import HusaiError
+from husai.models import Inputs, Model, inputs_of, load_weights
+from husai.recurrent.model import Recurrent
 from husai.resources import in_checkout, reference_dir, reference_names
 from husai.tasks import Task
-from husai.transformer.model import Transformer
-from husai.transformer.weights import load_weights
 from husai.truth.circuit import GateReport, verify
 from husai.truth.variants import Variant
 
 DONE = "DONE"
-WEIGHT_FILES = ("model.safetensors", "transformer_best.safetensors", "transformer_final.safetensors")
+WEIGHT_FILES = ("model", "transformer_best", "transformer_final", "recurrent_best", "recurrent_final")
 
 
 class GateFailed(Exception):
@@ -163,16 +163,16 @@ def write_gate(path: Path, report: GateReport) -> None:
 
 
 class LoadedModel(NamedTuple):
-    """A model with its task.
+    """A model with what it is read on: the grid of its task, or its walks.
 
     ignored: names of tensors in the file that the model has no use for. config: what it was trained or compiled with, if
     it comes from a run folder.
     """
 
-    transformer: Transformer
-    task: Task
+    model: Model
+    task: Inputs
     ignored: tuple[str, ...] = ()
-    config: ModelConfig | CompiledConfig | None = None
+    config: Recipe | None = None
 
     @property
     def variant(self) -> Variant:
@@ -181,13 +181,15 @@ class LoadedModel(NamedTuple):
 
     @property
     def tier(self) -> str:
-        """Where its truth comes from: `compiled` or `trained`."""
+        """Where its truth comes from: `compiled`, `trained` or `recurrent`."""
+        if isinstance(self.model, Recurrent):
+            return "recurrent"
         return "compiled" if isinstance(self.config, CompiledConfig) else "trained"
 
     @property
     def seed(self) -> int | None:
         """Seed of the initial weights, or of the compiled model's rotation and noise; None if it is not known."""
-        if isinstance(self.config, ModelConfig):
+        if isinstance(self.config, ModelConfig | RecurrentConfig):
             return self.config.training.init_seed
         return None if self.config is None else self.config.seed
 
@@ -196,8 +198,8 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     """The model that `reference` means, with its task.
 
     A MODEL is a reference name (`add-p113-0`), a run folder or a weights file. The op comes from the folder's config,
-    or is `op` (default add) for a bare file. Raises HusaiError if nothing is found, it cannot be read, or `op` is not
-    the op that the folder's config names.
+    or is `op` (default add) for a bare file of a transformer. Raises HusaiError if nothing is found, it cannot be read,
+    or `op` is not the model's.
     """
     if not str(reference):
         raise HusaiError("model: the name is empty; give a reference name, a run folder or a weights file")
@@ -212,25 +214,30 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     name = path.stem if path.is_file() else path.resolve().name
     weights = path
     if path.is_dir():
-        present = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
+        present = [file for name in WEIGHT_FILES if (file := path / f"{name}.safetensors").is_file()]
         if not present:
-            raise HusaiError(f"{path}: holds no transformer weights ({' or '.join(WEIGHT_FILES)})")
+            raise HusaiError(f"{path}: holds no model weights ({', '.join(WEIGHT_FILES)}, each .safetensors)")
         weights = present[0]
     model, ignored = load_weights(weights)
     beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing
     config = load_recipe(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None
-    task = Task(op or (config.task.op if config else "add"), model.p)
-    if config and (known := Task(config.task.op, model.p)) != task:
-        raise HusaiError(f"model {reference}: its config.yaml says that it computes {known.op}, not {task.op}")
+    if isinstance(model, Recurrent):
+        if op not in (None, "add"):
+            raise HusaiError(f"model {reference}: is a recurrent network, which computes a running sum (add), not {op}")
+        return LoadedModel(replace(model, name=name), model.walks, ignored, config)
+    known = inputs_of(config).op if config else None
+    task = Task(op or known or "add", model.p)
+    if known not in (None, task.op):
+        raise HusaiError(f"model {reference}: its config.yaml says that it computes {known}, not {task.op}")
     return LoadedModel(replace(model, name=name), task, ignored, config)
 
 
-def check_gate(loaded: LoadedModel, *, allow_unverified: bool = False) -> tuple[Transformer, GateReport]:
+def check_gate(loaded: LoadedModel, *, allow_unverified: bool = False) -> tuple[Model, GateReport]:
     """The model marked with the gate's verdict, measured now, in the variant its config names.
 
     Raises GateFailed unless it passes or is allowed not to.
     """
-    model, report = loaded.transformer, verify(loaded.transformer, loaded.task, variant=loaded.variant)
+    model, report = loaded.model, verify(loaded.model, loaded.task, variant=loaded.variant)
     if not report.passed and not allow_unverified:
         raise GateFailed(
             f"model {model.name} is not ground truth: {report.failures()}; "

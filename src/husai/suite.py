@@ -11,24 +11,24 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, ModelConfig, Subject, SuiteConfig, content_hash
+from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, Trainable, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
+from husai.models import inputs_of, kind_of
+from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
-from husai.tasks import Task
 from husai.tracking import PROJECT, Mode, open_tracker
-from husai.transformer.train import Evaluation
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
 
 
 def train_and_report(
-    recipe: ModelConfig,
+    recipe: Trainable,
     out: Path,
     *,
     attempts: int = ATTEMPTS,
@@ -46,7 +46,7 @@ def train_and_report(
 
 
 def train_watched(
-    recipe: ModelConfig,
+    recipe: Trainable,
     out: Path,
     *,
     attempts: int = ATTEMPTS,
@@ -57,33 +57,29 @@ def train_watched(
 ) -> bool:
     """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
-    task = Task(recipe.task.op, recipe.task.p)
-    say(f"Training a transformer on {task.op} mod {task.p} ({recipe.training.steps} steps)")
+    task, kind = inputs_of(recipe), kind_of(recipe)
+    say(f"Training a {kind} model on {task.op} mod {task.p} ({recipe.training.steps} steps)")
     tracker = open_tracker(
         tracking,
         project=project,
-        name=f"{recipe.task.op}-p{recipe.task.p}",
+        name=f"{task.op}-p{task.p}",
         config=recipe.model_dump(mode="json"),
         folder=out.parent,
         warn=lambda text: console.err.print(f"husai: {text}", markup=False),
     )
     with console.progress(quiet) as bar:
-        line = bar.add_task("transformer", total=recipe.training.steps, figures="")
+        line = bar.add_task(kind, total=recipe.training.steps, figures="")
 
-        def on_attempt(attempt: int, tried: ModelConfig) -> None:
+        def on_attempt(attempt: int, tried: Trainable) -> None:
             if attempt:
                 say(f"  trying seed {tried.training.init_seed}")
             bar.reset(line, total=tried.training.steps, figures="")
 
-        def on_evaluation(row: Evaluation) -> None:
-            figures = (
-                f"train loss {row.train_loss:.2e} acc {row.train_accuracy:.3f} · "
-                f"test loss {row.test_loss:.2e} acc {row.test_accuracy:.3f} (mirror-free {row.mirror_free_accuracy:.3f})"
-            )
-            bar.update(line, completed=row.step, figures=figures)
+        def on_evaluation(row: Evaluated) -> None:
+            bar.update(line, completed=row.step, figures=row.figures)
             tracker.log(asdict(row), row.step)
             if not quiet and (bar.disable or row.step == recipe.training.steps):
-                say(f"  step {row.step:>6}  {figures}")
+                say(f"  step {row.step:>6}  {row.figures}")
 
         def on_verdict(attempt: int, report: GateReport) -> None:
             if not report.passed:
@@ -139,9 +135,9 @@ def run_suite(
     start = time.perf_counter()
     places = [_place(subject, suite.name, runs) for subject in suite.subjects]
     for subject, place in zip(suite.subjects, places, strict=True):
-        if isinstance(subject.model, ModelConfig | CompiledConfig) and place and not finished(Path(place)):
+        if isinstance(subject.model, Recipe) and place and not finished(Path(place)):
             if dry_run:
-                how = "trained" if isinstance(subject.model, ModelConfig) else "compiled"
+                how = "compiled" if isinstance(subject.model, CompiledConfig) else "trained"
                 say(f"missing  {place}: the model would be {how} first")
                 return 0
             passed = _make(subject.model, Path(place), device=device, tracking=tracking)
@@ -176,12 +172,12 @@ def run_suite(
 
 def _place(subject: Subject, suite: str, runs: Path) -> str | None:
     """Where a subject's model is or will be; None for a synthetic source."""
-    if isinstance(subject.model, ModelConfig | CompiledConfig):
+    if isinstance(subject.model, Recipe):
         return str(runs / f"{suite}-{subject.name or 'model'}-{content_hash(subject.model)}")
     return subject.model if isinstance(subject.model, str) else None
 
 
-def _make(recipe: ModelConfig | CompiledConfig, place: Path, *, device: str, tracking: Mode) -> bool:
+def _make(recipe: Recipe, place: Path, *, device: str, tracking: Mode) -> bool:
     """Train or compile a model into `place`; returns whether it passed the gate."""
     if isinstance(recipe, CompiledConfig):
         return compile_and_report(recipe, place) == 0

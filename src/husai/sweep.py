@@ -20,10 +20,9 @@ import pandas as pd
 from husai.cell import Cell, Job, SavedModel, hook_of, run_cell
 from husai.config import CirclesSource, PlantedSource, SAEConfig, Subject, SuiteConfig, content_hash
 from husai.errors import HusaiError
+from husai.models import resolve_hook, weights_hash
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
 from husai.tracking import Mode
-from husai.transformer.model import resolve_hook
-from husai.transformer.weights import weights_hash
 from husai.truth.circuit import GateReport
 
 
@@ -52,7 +51,7 @@ def plan(
         else:
             loaded = load_model(place)
             model, report = check_gate(loaded, allow_unverified=allow_unverified)
-            hooks, identity = [resolve_hook(model.params, hook) for hook in subject.hooks], weights_hash(model)
+            hooks, identity = [resolve_hook(model, hook) for hook in subject.hooks], weights_hash(model)
             name = subject.name or (model.name if isinstance(subject.model, str) else name)
             gates[name] = report
             same = {

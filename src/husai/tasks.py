@@ -86,6 +86,11 @@ class Task:
                 f"p: {self.p} is not allowed; p must be a prime from {MIN_P} to {MAX_P}, such as 59 or 113"
             )
 
+    @property
+    def variables(self) -> tuple[str, str]:
+        """What truths at a hook call the two operands."""
+        return "a", "b"
+
     @cached_property
     def a(self) -> Int[Tensor, "pairs"]:
         return self._pairs[:, 0]

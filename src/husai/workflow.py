@@ -1,4 +1,4 @@
-"""Whole jobs: train a transformer until it is a verified circuit, or compile one; train SAEs. Each fills a run folder."""
+"""Whole jobs: train a model until it is a verified circuit, or compile one; train SAEs. Each fills a run folder."""
 
 import csv
 import time
@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-from husai.config import CompiledConfig, ModelConfig, SAEConfig
+from husai.config import CompiledConfig, SAEConfig, Trainable
+from husai.models import Model, inputs_of, kind_of, save_weights, train
+from husai.optimise import Evaluated, TrainedModel
 from husai.runs import whole_folder, write_gate, write_record
 from husai.sae.train import StepLog, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
-from husai.tasks import Task
 from husai.transformer.compiled import compile_model
-from husai.transformer.model import Transformer
-from husai.transformer.train import Evaluation, TrainedModel, train_transformer
-from husai.transformer.weights import save_weights
 from husai.truth.circuit import GateReport, verify
 
 ATTEMPTS = 3
@@ -25,41 +23,40 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class ModelRun:
-    """A trained transformer, its gate report, and the config (with its seeds) of the attempt that was kept."""
+    """A trained model, its gate report, and the config (with its seeds) of the attempt that was kept."""
 
-    model: Transformer
+    model: Model
     report: GateReport
-    config: ModelConfig
+    config: Trainable
 
 
 def train_model(
-    config: ModelConfig,
+    config: Trainable,
     out: Path,
     *,
     attempts: int = ATTEMPTS,
-    on_attempt: Callable[[int, ModelConfig], None] = lambda _n, _config: None,
-    on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+    on_attempt: Callable[[int, Trainable], None] = lambda _n, _config: None,
+    on_evaluation: Callable[[Evaluated], None] = lambda _: None,
     on_verdict: Callable[[int, GateReport], None] = lambda _n, _report: None,
     device: str = "cpu",
 ) -> ModelRun:
     """Train, verify, and try up to two more seeds if the gate fails; write the run folder of the best attempt.
 
     The folder gets `transformer_best` (lowest held-out loss; this one is verified), `transformer_final` and, if asked,
-    `transformer_epoch_<N>` as safetensors, and `gate.json`. If no attempt passes, the one with the highest fve is kept
-    and its report says so. Raises HusaiError if the folder cannot be written.
+    `transformer_epoch_<N>` as safetensors (of a recurrent network, `recurrent_best` and `recurrent_final`), and
+    `gate.json`. If no attempt passes, the one with the highest fve is kept and its report says so. Raises HusaiError if
+    the folder cannot be written.
     """
     start = time.perf_counter()
-    task = Task(config.task.op, config.task.p)
+    task = inputs_of(config)
     with whole_folder(out) as folder:
-        best: tuple[ModelRun, TrainedModel, dict[str, Transformer]] | None = None
+        best: tuple[ModelRun, TrainedModel[Any, Any], dict[str, Model]] | None = None
         attempt = 0
         for attempt in range(attempts):
             tried = config if attempt == 0 else config.with_seed(config.training.init_seed + attempt)
             on_attempt(attempt, tried)
-            checkpoints: dict[str, Transformer] = {}
-            trained = train_transformer(
-                tried, on_evaluation=on_evaluation, on_checkpoint=checkpoints.__setitem__, device=device
-            )
+            checkpoints: dict[str, Model] = {}
+            trained = train(tried, on_evaluation=on_evaluation, on_checkpoint=checkpoints.__setitem__, device=device)
             report = verify(trained.best, task)
             on_verdict(attempt, report)
             model = replace(trained.best, name=out.name, verified=report.passed)
@@ -71,7 +68,7 @@ def train_model(
         assert best is not None, "attempts is at least 1"
         run, trained, checkpoints = best
         for name, model in {"best": trained.best, "final": trained.final, **checkpoints}.items():
-            save_weights(model, folder / f"transformer_{name}.safetensors")
+            save_weights(model, folder / f"{kind_of(config)}_{name}.safetensors")
         last = trained.history[-1]
         metrics: dict[str, Any] = {**asdict(last), "best_step": trained.best_step, "passed": run.report.passed}
         write_record(folder, run.config, metrics, wall_seconds=time.perf_counter() - start, attempts=attempt + 1)
@@ -88,7 +85,7 @@ def compile_run(config: CompiledConfig, out: Path) -> GateReport:
     start = time.perf_counter()
     with whole_folder(out) as folder:
         model = compile_model(config).to(torch.float32)
-        report = verify(model, Task(config.task.op, config.task.p), variant=config.variant)
+        report = verify(model, inputs_of(config), variant=config.variant)
         save_weights(model, folder / "model.safetensors")
         metrics = {"accuracy": report.accuracy, "fve": report.fve, "passed": report.passed}
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start)
@@ -96,7 +93,7 @@ def compile_run(config: CompiledConfig, out: Path) -> GateReport:
     return report
 
 
-def write_history(path: Path, rows: tuple[Evaluation, ...] | tuple[StepLog, ...]) -> None:
+def write_history(path: Path, rows: tuple[Evaluated, ...] | tuple[StepLog, ...]) -> None:
     """One CSV line a row."""
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(asdict(rows[0])))

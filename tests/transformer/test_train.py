@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from husai.errors import HusaiError
+from husai.optimise import cross_entropy
 from husai.schedule import trapezoid
 from husai.seeding import generator
 from husai.tasks import Task
-from husai.transformer.train import cross_entropy, train_transformer
+from husai.transformer.train import train_transformer
 
 
 def same_weights(first, second) -> bool:

@@ -216,7 +216,11 @@ def fourier_spectrum(model: str, gate: dict[str, Any]) -> Figure:
 
 
 def feature_tuning(results: SuiteResults, atoms_shown: int = 2) -> Figure:
-    """Codes of the most energetic atoms of one seed over the grid (a, b): a column an SAE, a few rows a hook."""
+    """Codes of the most energetic atoms of one seed over the grid (a, b): a column an SAE, a few rows a hook.
+
+    Of a recurrent network over (previous, input), mean codes.
+    """
+    operands = ("previous", "input") if results.cells[0].tier == "recurrent" else ("a", "b")
     hooks = list(dict.fromkeys(cell.short_hook for cell in results.cells))
     labels = list(dict.fromkeys(cell.label for cell in results.cells))
     rows = atoms_shown * len(hooks)
@@ -235,9 +239,9 @@ def feature_tuning(results: SuiteResults, atoms_shown: int = 2) -> Figure:
         name = cell.label.replace(", ", " ")
         column[0].set_title(f"$\\bf{{{name.replace(' ', '~')}}}$\n" + column[0].get_title(), fontsize=6, pad=2)
     for row, line in enumerate(axes):
-        line[0].set_ylabel(f"{hooks[row // atoms_shown]}\na →", fontsize=7)
+        line[0].set_ylabel(f"{hooks[row // atoms_shown]}\n{operands[0]} →", fontsize=7)
     for ax in axes[-1]:
-        ax.set_xlabel("b →", fontsize=7)
+        ax.set_xlabel(f"{operands[1]} →", fontsize=7)
     assert image is not None, "a suite has cells"
     figure.colorbar(image, ax=axes, shrink=0.4, aspect=30, ticks=(0, 1), label="code / its maximum")
     return figure

@@ -1,17 +1,15 @@
 """Seeded training of a transformer on a modular task."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from husai.config import ModelConfig
 from husai.errors import HusaiError
-from husai.schedule import trapezoid
+from husai.optimise import TrainedModel, cross_entropy, optimise
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.transformer.model import Params, Transformer, init_params, last_logits
@@ -36,20 +34,13 @@ class Evaluation:
     mirror_free_accuracy: float
     seconds: float
 
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """Final and best weights (lowest held-out loss) with the history that led there."""
-
-    final: Transformer
-    best: Transformer
-    best_step: int
-    history: tuple[Evaluation, ...]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float64: float32 rounding of tiny losses causes spikes late in training."""
-    return F.cross_entropy(logits.double(), labels)
+    @property
+    def figures(self) -> str:
+        """The losses and accuracies as one line."""
+        return (
+            f"train loss {self.train_loss:.2e} acc {self.train_accuracy:.3f} · "
+            f"test loss {self.test_loss:.2e} acc {self.test_accuracy:.3f} (mirror-free {self.mirror_free_accuracy:.3f})"
+        )
 
 
 class _Data(NamedTuple):
@@ -98,13 +89,14 @@ def _evaluate(params: Params, data: _Data, p: int, step: int, epoch: int, rate: 
     )
 
 
-def _batches(train: Tensor, batch_size: int | None, order: torch.Generator) -> Tensor:
-    """One epoch of batches; the ragged end of a shuffled epoch is left out."""
+def _batches(train: Tensor, batch_size: int | None, order: torch.Generator) -> Iterator[Tensor]:
+    """Batches without end, in shuffled epochs; the ragged end of an epoch is left out."""
     if batch_size is None or batch_size >= len(train):
-        return train[None]
-    shuffled = train[torch.randperm(len(train), generator=order)]
+        while True:
+            yield train
     whole = len(train) // batch_size * batch_size
-    return shuffled[:whole].reshape(-1, batch_size)
+    while True:
+        yield from train[torch.randperm(len(train), generator=order)][:whole].split(batch_size)
 
 
 def train_transformer(
@@ -113,7 +105,7 @@ def train_transformer(
     on_evaluation: Callable[[Evaluation], None] = lambda _: None,
     on_checkpoint: Callable[[str, Transformer], None] = lambda _name, _model: None,
     device: str = "cpu",
-) -> TrainedModel:
+) -> TrainedModel[Transformer, Evaluation]:
     """Train from scratch; every random choice comes from the config's seeds.
 
     on_evaluation: called every `log_every` steps and at the end, for progress bars and trackers.
@@ -124,45 +116,31 @@ def train_transformer(
     layout = config.transformer.layout
     stream = generator("model-init", recipe.init_seed)
     params = init_params(config.transformer, task.p, generator=stream, pos_scale=recipe.pos_scale)
-    params = {name: value.to(device).requires_grad_() for name, value in params.items()}
     data = _prepare(task, config, device)
-    order = generator("model-batches", recipe.batch_seed)
-    optimiser = torch.optim.AdamW(
-        list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, recipe.beta2), fused=True
-    )
+    size = recipe.batch_size
+    per_epoch = 1 if size is None else max(1, len(data.train) // size)
 
-    def snapshot() -> Transformer:
+    def snapshot(params: Params) -> Transformer:
         return Transformer({name: value.detach().cpu().clone() for name, value in params.items()}, layout, task.p)
 
-    history: list[Evaluation] = []
-    best, best_step, best_loss = snapshot(), 0, float("inf")
-    start, step = time.perf_counter(), 0
-    while step < recipe.steps:
-        batches = _batches(data.train, recipe.batch_size, order)
-        for batch in batches:
-            rate = recipe.lr * trapezoid(
-                step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, decay_fraction=recipe.decay_fraction
-            )
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            loss = cross_entropy(last_logits(params, data.tokens[batch]), data.labels[batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            step += 1
-            if step % recipe.log_every == 0 or step == recipe.steps:
-                spent = time.perf_counter() - start
-                history.append(_evaluate(params, data, task.p, step, step // len(batches), rate, spent))
-                if not history[-1].train_loss < float("inf"):
-                    raise HusaiError(
-                        f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})"
-                    )
-                if history[-1].test_loss < best_loss:
-                    best, best_step, best_loss = snapshot(), step, history[-1].test_loss
-                on_evaluation(history[-1])
-            if step == recipe.steps:
-                break
-        epoch, unfinished = divmod(step, len(batches))
+    def loss(params: Params, batch: Tensor) -> Tensor:
+        return cross_entropy(last_logits(params, data.tokens[batch]), data.labels[batch])
+
+    def evaluate(params: Params, step: int, rate: float, seconds: float) -> Evaluation:
+        return _evaluate(params, data, task.p, step, step // per_epoch, rate, seconds)
+
+    def on_step(step: int, params: Params) -> None:
+        epoch, unfinished = divmod(step, per_epoch)
         if recipe.checkpoint_epochs and not unfinished and epoch % recipe.checkpoint_epochs == 0:
-            on_checkpoint(f"epoch_{epoch}", snapshot())
-    return TrainedModel(snapshot(), best, best_step, tuple(history))
+            on_checkpoint(f"epoch_{epoch}", snapshot(params))
+
+    return optimise(
+        {name: value.to(device) for name, value in params.items()},
+        recipe,
+        _batches(data.train, size, generator("model-batches", recipe.batch_seed)),
+        loss=loss,
+        evaluate=evaluate,
+        snapshot=snapshot,
+        on_evaluation=on_evaluation,
+        on_step=on_step,
+    )

@@ -34,10 +34,15 @@ def save_weights(model: Transformer, path: Path) -> None:
 
 def weights_hash(model: Transformer) -> str:
     """12 hex digits that identify a model by what it computes, wherever it lies and whatever it is called."""
-    digest = hashlib.sha256(b"" if model.act == "relu" else model.act.encode())
-    for name in sorted(model.params):
+    return tensors_hash(model.params, "" if model.act == "relu" else model.act)
+
+
+def tensors_hash(params: Params, prefix: str) -> str:
+    """12 hex digits of what `prefix` says and of all tensors, as float32, with their names."""
+    digest = hashlib.sha256(prefix.encode())
+    for name in sorted(params):
         digest.update(name.encode())
-        digest.update(model.params[name].float().contiguous().numpy().tobytes())
+        digest.update(params[name].float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -72,6 +77,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise HusaiError(f"{path}: must hold a state dict of tensors")
     return data
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; nothing for other files. Raises as `read_tensors`."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        raise HusaiError(f"{path}: is not a complete safetensors file; it may be truncated") from None
 
 
 def from_state_dict(
@@ -168,10 +184,7 @@ def load_weights(path: Path) -> tuple[Transformer, tuple[str, ...]]:
 
 def _stored_act(path: Path) -> Activation:
     """The activation function that the header of a readable weights file names; relu where it names none."""
-    if path.suffix != ".safetensors":
-        return "relu"
-    with safe_open(path, framework="pt") as file:
-        name = (file.metadata() or {}).get("act", "relu")
+    name = read_header(path).get("act", "relu")
     found = next((act for act in get_args(Activation) if act == name), None)
     if found is None:
         raise HusaiError(f"{path}: its header names act '{name}'; allowed are {', '.join(get_args(Activation))}")

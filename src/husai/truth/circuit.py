@@ -1,7 +1,8 @@
-"""Key frequencies and the verification gate: is this transformer's output the Fourier circuit? (docs/method.md §The gate)
+"""Key frequencies and the verification gate: is this model's output the Fourier circuit? (docs/method.md §The gate)
 
-Everything is float64, over the whole grid, in the group coordinates of `husai.tasks.GroupView`. For `mul` and `div` the
-gate sees the nonzero pairs and the nonzero answers; accuracy still counts every pair.
+Everything is float64, over the whole grid (of a recurrent network: over all its walks, docs/method.md §Recurrent networks),
+in the group coordinates of `husai.tasks.GroupView`. For `mul` and `div` the gate sees the nonzero pairs and the nonzero
+answers; accuracy still counts every pair.
 """
 
 import math
@@ -13,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.errors import HusaiError
-from husai.tasks import GroupView, Task
-from husai.transformer.model import Transformer, n_layers
+from husai.models import Inputs, Model, require_inputs
+from husai.tasks import GroupView
+from husai.truth.evidence import evidence
 from husai.truth.fourier import characters, frequency_norms, n_frequencies
-from husai.truth.variants import Variant, distance_irrelevance, gradient_symmetricity, pizza_fve, require_variant
+from husai.truth.variants import Variant, distance_irrelevance, pizza_fve, require_variant
 
 KEY_NORM_RATIO = 0.25  # a key's norm in W_L exceeds this share of the largest
 KEY_ALPHA_RATIO = 0.1  # a key's |α| in the logits exceeds this share of the largest
@@ -54,8 +56,10 @@ class GateReport:
     key_rule: `W_L` (norms of W_out·W_U) or `logits` (coefficients α of the row-centred logits).
     key_frequencies_logits, key_frequencies_embedding: what the other readings say, for comparison.
     variant, fve_variant: the form asked for, and the R² on its regressors (None for `plain`, which is `fve`).
-    neuron_purity: fraction of live MLP neurons with over 85% of their variance in one frequency.
-    gradient_symmetricity, distance_irrelevance (None where the right logit is constant): clock or pizza?
+    neuron_purity: fraction of live MLP neurons (of a recurrent network, hidden units) with over 85% of their variance in
+    one frequency.
+    gradient_symmetricity (None for a recurrent network), distance_irrelevance (None where the right logit is constant):
+    clock or pizza?
     spectrum_W_L (None where W_L is not the whole path), spectrum_W_E, spectrum_logits: norms (|α|) per frequency.
     """
 
@@ -72,7 +76,7 @@ class GateReport:
     neuron_purity: float
     variant: Variant
     fve_variant: float | None
-    gradient_symmetricity: float
+    gradient_symmetricity: float | None
     distance_irrelevance: float | None
     conditions: tuple[Condition, ...]
     key_frequencies_logits: tuple[int, ...]
@@ -100,24 +104,20 @@ class GateReport:
         return plain | {"passed": self.passed, "failed_conditions": list(self.failed_conditions)}
 
 
-def verify(model: Transformer, task: Task, *, variant: str = "plain") -> GateReport:
+def verify(model: Model, task: Inputs, *, variant: str = "plain") -> GateReport:
     """Run the gate; `variant` says which form the logits must have: `plain`, or `pizza` (docs/method.md §Variants).
 
-    Raises HusaiError for another variant, a model whose modulus is not the task's, or weights that are not finite.
+    Raises HusaiError for another variant, a task that is not the model's, or weights that are not finite.
     """
     form = require_variant(variant)
-    if model.p != task.p:
-        raise HusaiError(f"model {model.name}: its modulus is {model.p}, the task's is {task.p}; they must be equal")
+    require_inputs(model, task)
     if not all(bool(value.isfinite().all()) for value in model.params.values()):
         raise HusaiError(f"model {model.name}: its weights hold NaN or infinity; nothing can be verified")
-    model = model.to(torch.float64)
-    view, params = task.group, model.params
-    all_logits = model.logits(task)
-    accuracy = float((all_logits.argmax(-1) == task.labels).double().mean())
-    logits = all_logits[view.rows][:, view.answer_tokens]
+    view, seen = task.group, evidence(model.to(torch.float64), task)
+    logits = seen.logits
     alphas, fve_of = _logit_coefficients(logits, view)
     logit_keys = _above(alphas.abs(), KEY_ALPHA_RATIO)
-    w_l = _logit_map(params, view, task.p)
+    w_l = seen.logit_map
     if w_l is None:
         keys, rule, spectrum = logit_keys, "logits", None
         key_share = _ratio(alphas[[k - 1 for k in keys]].pow(2).sum(), alphas.pow(2).sum())
@@ -128,7 +128,7 @@ def verify(model: Transformer, task: Task, *, variant: str = "plain") -> GateRep
     base, restricted, excluded = _losses(logits, view, keys)
     fve_variant = pizza_fve(logits, view, keys) if form == "pizza" else None
     conditions = [
-        Condition("accuracy", accuracy, ">=", 1.0),
+        Condition("accuracy", seen.accuracy, ">=", 1.0),
         Condition("key_share", key_share, ">=", MIN_KEY_SHARE),
         Condition("fve", fve_of(keys), ">=", MIN_FVE)
         if fve_variant is None
@@ -137,11 +137,11 @@ def verify(model: Transformer, task: Task, *, variant: str = "plain") -> GateRep
         Condition("excluded_loss", excluded, ">=", math.log(view.n) - EXCLUDED_SLACK),
         Condition("sparse_circuit", float(len(keys)), "<=", (task.p - 1) / 8),
     ]
-    embedding = frequency_norms(_token_table(params["embed.W_E"].double(), view).T)
+    embedding = frequency_norms(seen.embedding)
     return GateReport(
         op=task.op,
         p=task.p,
-        accuracy=accuracy,
+        accuracy=seen.accuracy,
         key_frequencies=keys,
         key_rule=rule,
         key_share=key_share,
@@ -149,10 +149,10 @@ def verify(model: Transformer, task: Task, *, variant: str = "plain") -> GateRep
         base_loss=base,
         restricted_loss=restricted,
         excluded_loss=excluded,
-        neuron_purity=_neuron_purity(model, task),
+        neuron_purity=neuron_purity(seen.neurons, view),
         variant=form,
         fve_variant=fve_variant,
-        gradient_symmetricity=gradient_symmetricity(model, task),
+        gradient_symmetricity=seen.gradient_symmetricity,
         distance_irrelevance=distance_irrelevance(logits, view),
         conditions=tuple(conditions),
         key_frequencies_logits=logit_keys,
@@ -171,22 +171,6 @@ def _above(values: Float[Tensor, "frequencies"], ratio: float) -> tuple[int, ...
 def _ratio(part: Tensor, whole: Tensor) -> float:
     """part / whole, and 0 where there is nothing to take a part of (a dead model)."""
     return float(part / whole) if float(whole) > 0 else 0.0
-
-
-def _logit_map(params: dict[str, Tensor], view: GroupView, p: int) -> Float[Tensor, "d_mlp n"] | None:
-    """W_L = W_out·W_U with columns in group order; None where LayerNorm or a second layer makes it one path of many."""
-    if n_layers(params) != 1 or "ln_final.w" in params:
-        return None
-    w_l = params["blocks.0.mlp.W_out"].double() @ params["unembed.W_U"].double()[:, :p]
-    return w_l[:, view.answer_tokens]
-
-
-def _token_table(w_e: Float[Tensor, "vocabulary d"], view: GroupView) -> Float[Tensor, "n d"]:
-    """Token embeddings averaged by group coordinate (one token each, but for `squares`, where ±a share one)."""
-    tokens = (view.token_coordinate >= 0).nonzero()[:, 0]
-    coordinate = view.token_coordinate[tokens]
-    table = w_e.new_zeros(view.n, w_e.shape[1]).index_add_(0, coordinate, w_e[tokens])
-    return table / coordinate.bincount(minlength=view.n).clamp(min=1)[:, None]
 
 
 def _logit_coefficients(logits: Float[Tensor, "rows n"], view: GroupView):
@@ -230,23 +214,11 @@ def _losses(logits: Float[Tensor, "rows n"], view: GroupView, keys: tuple[int, .
     return loss(logits), loss(part + logits.mean(0)), loss(logits - part)
 
 
-def _neuron_purity(model: Transformer, task: Task) -> float:
-    """Fraction of live neurons of the last MLP with over 85% of their centred variance in one frequency's block.
+def neuron_purity(post: Float[Tensor, "rows neurons"], view: GroupView) -> float:
+    """Fraction of live neurons with over 85% of their centred variance in one frequency's block.
 
     The block of k is the span of {1, cos, sin}(u) ⊗ {1, cos, sin}(v), the constant removed.
     """
-    view, name = task.group, f"blocks.{model.n_layers - 1}.mlp.hook_post"
-    posts: list[Tensor] = []
-
-    def keep(hook: str, value: Tensor) -> Tensor:
-        if hook == name:
-            posts.append(value[:, -1])
-        return value
-
-    with torch.no_grad():
-        for part in task.tokens(model.layout)[view.rows].split(4096):
-            model.run(part, keep)
-    post = torch.cat(posts)
     post = post - post.mean(0)
     energy = post.pow(2).sum(0)
     live = energy > LIVE_NEURON * energy.max()

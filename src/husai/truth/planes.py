@@ -1,8 +1,9 @@
 """Ground truth at a hook: which Fourier variables the activations carry, and in which subspaces. (docs/method.md §Truth)
 
 Variables, in the group coordinates in which the operation is a sum s = u + v: `a` (functions of u), `b` (of v), `sum`
-(of u + v, the answer) and `difference` (of u − v). A family is one variable at one frequency. For mul and div the rows
-with a zero get a family of their own, `zero`.
+(of u + v, the answer) and `difference` (of u − v). On walks the operands are called `previous` (the state before the step)
+and `input`. A family is one variable at one frequency. For mul and div the rows with a zero get a family of their own,
+`zero`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from husai.activations import Activations
 from husai.errors import HusaiError
-from husai.tasks import Task
+from husai.models import Inputs
 from husai.truth.fourier import characters, n_frequencies
 
 MIN_SHARE = 0.01  # a family is part of the hook's truth from this share of the variance on
@@ -23,7 +24,6 @@ MIN_SINGULAR_RATIO = 0.05  # below this the second direction of a plane does not
 MERGE_COSINE = 0.95  # planes of one frequency with all principal cosines above this are one plane
 
 Variable = str
-VARIABLES = ("a", "b", "sum", "difference")
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Families:
 
 
 @lru_cache(maxsize=4)
-def families(task: Task) -> Families:
-    """All families of a task's grid. At the Nyquist frequency sum and difference are one function, kept as `sum`."""
-    view, rows = task.group, len(task.a)
+def families(task: Inputs) -> Families:
+    """All families of a grid or of walks. At the Nyquist frequency sum and difference are one function, kept as `sum`."""
+    view, rows, (first, second) = task.group, len(task.a), task.variables
     blocks: dict[tuple[Variable, int], Tensor] = {}
-    coordinates = {"a": view.u, "b": view.v, "sum": view.s, "difference": (view.u - view.v) % view.n}
+    coordinates = {first: view.u, second: view.v, "sum": view.s, "difference": (view.u - view.v) % view.n}
     for k in range(1, n_frequencies(view.n) + 1):
-        for variable in VARIABLES:
+        for variable in coordinates:
             if variable == "difference" and 2 * k == view.n:
                 continue
             full = torch.zeros(rows, 1 if 2 * k == view.n else 2, dtype=torch.float64)
@@ -174,7 +174,7 @@ def truth_among(family: Families, x: Float[Tensor, "pairs d"], hook: str) -> Gro
         if twin is None:
             groups.append(plane)
         else:
-            groups[twin] = _merge(groups[twin], plane)
+            groups[twin] = _merge(groups[twin], plane, list(dict.fromkeys(name for name, _ in family.names)))
     if not groups:
         raise HusaiError(
             f"hook {hook}: no Fourier family holds {MIN_SHARE:.0%} of its variance, so it has no truth to score against"
@@ -194,10 +194,10 @@ def _coincide(first: Tensor, second: Tensor) -> bool:
     return bool((torch.linalg.svdvals(first.T @ second) > MERGE_COSINE).all())
 
 
-def _merge(first: Subspace, second: Subspace) -> Subspace:
-    """One subspace for both: the leading directions of their span, weighted by their shares."""
+def _merge(first: Subspace, second: Subspace, order: list[Variable]) -> Subspace:
+    """One subspace for both: the leading directions of their span, weighted by their shares; variables in `order`."""
     weighted = torch.cat([first.basis * first.share**0.5, second.basis * second.share**0.5], dim=1)
     dim = max(first.basis.shape[1], second.basis.shape[1])
     basis = torch.linalg.svd(weighted, full_matrices=False).U[:, :dim]
-    variables = tuple(v for v in VARIABLES if v in (*first.variables, *second.variables)) or first.variables
+    variables = tuple(variable for variable in order if variable in (*first.variables, *second.variables))
     return Subspace(first.k, variables, basis, first.share + second.share)
