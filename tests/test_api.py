@@ -26,7 +26,7 @@ def test_basis_is_orthonormal():
 
 
 def test_overlap_of_atoms_in_the_true_planes_is_1_and_comes_with_nulls(model):
-    truth = husai.find_truth(husai.extract(model.transformer, model.task, "resid_post"))
+    truth = husai.find_truth(husai.extract(model.model, model.task, "resid_post"))
     inside = random_atoms(40, truth.union.shape[1], 0) @ truth.union.float().T
     score = husai.compute_fourier_overlap(dictionary(inside), model, "resid_post")
     assert float(score) == pytest.approx(1, abs=1e-5)
@@ -69,7 +69,7 @@ def test_saes_are_compared_at_the_hook_they_were_trained_on(model):
 def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
     from dataclasses import replace
 
-    broken = replace(model.transformer, params={**model.transformer.params})
+    broken = replace(model.model, params={**model.model.params})
     broken.params["unembed.W_U"] = broken.params["unembed.W_U"].roll(1, 1)
     with pytest.warns(UserWarning, match="is not verified: accuracy"):
         husai.compute_fourier_overlap(dictionary(random_atoms(16, 128, 6)), broken)
