@@ -47,6 +47,23 @@ def test_pwmcc_of_a_dictionary_with_itself_is_1_and_of_two_random_ones_is_its_nu
     assert with_model.nulls["data_points"] > with_model.nulls["ambient"]
 
 
+def test_score_has_every_figure_of_one_dictionary_beside_its_nulls(model):
+    truth = husai.find_truth(husai.extract(model.model, model.task, "resid_post"))
+    inside = random_atoms(40, truth.union.shape[1], 0) @ truth.union.float().T
+    found = husai.score(dictionary(inside, hook_name="blocks.0.hook_resid_post"), model)
+    assert {"explained_variance", "l0", "dead", "n_live", "purity", "fourier_overlap", "decoder_overlap"} <= set(found)
+    assert not {"pwmcc", "aligned"} & set(found), "these take several seeds"
+    overlap = found["fourier_overlap"]
+    assert float(overlap) == pytest.approx(1, abs=1e-5)
+    assert set(overlap.nulls) == {"ambient", "data", "data_points"}
+    assert overlap.adjusted["ambient"] == pytest.approx(1, abs=1e-5)
+    assert found["explained_variance"].nulls == {}
+
+
+def test_adjusting_by_hand_and_not_by_a_null_that_leaves_no_room():
+    assert husai.Score(0.75, {"ambient": 0.5, "data": 0.95}).adjusted == {"ambient": 0.5, "data": None}
+
+
 @pytest.mark.parametrize(("value", "band"), [(0.71, "high"), (0.5, "moderate"), (0.35, "low-moderate"), (0.2, "low")])
 def test_bands(value, band):
     assert husai.Score(value, {}).band == band
