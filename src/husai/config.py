@@ -184,7 +184,9 @@ class TransformerTrainingConfig(Config):
 
     frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
     batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
-    steps: Positive = Field(default=1500, description="optimiser steps")
+    steps: int = Field(
+        default=1500, ge=0, description="optimiser steps; 0 leaves the weights as they were drawn: a negative control"
+    )
     lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=1.0, ge=0, description="decoupled weight decay")
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
@@ -208,6 +210,13 @@ class ModelConfig(Config):
     task: TaskConfig = TaskConfig()
     transformer: TransformerConfig = TransformerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
+
+    @property
+    def control(self) -> Literal["random", "memorised"] | None:
+        """Which negative control this recipe declares itself to be; None: it is meant to learn a circuit."""
+        if self.training.steps == 0:
+            return "random"
+        return "memorised" if self.training.shuffle_labels else None
 
     def with_seed(self, seed: int) -> "ModelConfig":
         """The same recipe with all three seeds set to `seed`."""
@@ -451,6 +460,15 @@ class CirclesSource(Config):
     circles: CirclesConfig
 
 
+class ControlConfig(Config):
+    """Samples in place of a model's activations that keep only part of what is in them. (docs/method.md §Controls)"""
+
+    kind: Literal["surrogate", "permuted"] = Field(
+        description="surrogate: Gaussian, with their mean and covariance; permuted: each principal coordinate shuffled"
+    )
+    seed: Seed = Field(default=0, description="seed of the Gaussian draw or of the orders")
+
+
 class SuiteEntry(Config):
     """One architecture at one sparsity; it is trained at every hook of the suite."""
 
@@ -463,12 +481,14 @@ def _kind_of_model(value: Any) -> str:
     if isinstance(value, str):
         return "name"
     keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return next((kind for kind in ("planted", "circles") if kind in keys), "recipe")
+    kinds = {"planted": "planted", "circles": "circles", "kind": "compiled"}
+    return next((kind for key, kind in kinds.items() if key in keys), "recipe")
 
 
 ModelOrSource = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[ModelConfig, Tag("recipe")]
+    | Annotated[CompiledConfig, Tag("compiled")]
     | Annotated[PlantedSource, Tag("planted")]
     | Annotated[CirclesSource, Tag("circles")],
     Discriminator(_kind_of_model),
@@ -481,12 +501,15 @@ class SuiteConfig(Config):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
     model: ModelOrSource = Field(
         default="add-p113-0",
-        description="a MODEL by name or path, a recipe to train first, or a synthetic source (planted: or circles:)",
+        description="a MODEL by name or path, a recipe to train or compile first, or a synthetic source (planted: or circles:)",
     )
     hooks: tuple[str, ...] = Field(
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
     )
     entries: tuple[SuiteEntry, ...] = Field(min_length=1)
+    controls: tuple[ControlConfig, ...] = Field(
+        default=(), description="stand-ins for the activations; every entry is trained on each of them besides"
+    )
     init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()

@@ -181,8 +181,10 @@ class LoadedModel(NamedTuple):
 
     @property
     def tier(self) -> str:
-        """Where its truth comes from: `compiled` or `trained`."""
-        return "compiled" if isinstance(self.config, CompiledConfig) else "trained"
+        """Where its truth comes from, `compiled` or `trained`; or the control it is, `random` or `memorised`."""
+        if isinstance(self.config, CompiledConfig):
+            return "compiled"
+        return (self.config and self.config.control) or "trained"
 
     @property
     def seed(self) -> int | None:

@@ -138,16 +138,15 @@ def run_suite(
     shown = shown or results
     start = time.perf_counter()
     model_path = suite.model if isinstance(suite.model, str) else None
-    if isinstance(suite.model, ModelConfig):
+    if isinstance(suite.model, ModelConfig | CompiledConfig):
         place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
         model_path = str(place)
         if dry_run and not finished(place):
-            say(f"missing  {place}: the model would be trained first")
+            how = "compiled" if isinstance(suite.model, CompiledConfig) else "trained"
+            say(f"missing  {place}: the model would be {how} first")
             return 0
-        if not finished(place):
-            passed = train_watched(suite.model, place, device=device, tracking=tracking)
-            if not passed and not allow_unverified:
-                return 1
+        if not finished(place) and not _make_model(suite.model, place, allow_unverified, device, tracking):
+            return 1
     planned, gate = plan(
         suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
@@ -155,13 +154,13 @@ def run_suite(
         known = recorded_ids(results)
         for job in planned:
             done = job.cell.run_id in known or finished(Path(job.folder))
-            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.cell.title}")
+            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.title}")
         return 0
     say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {planned[0].model_name}")
 
     def on_done(job: Job, computed: bool, left: int) -> None:
         what = f"done ({left} left)" if computed else "finished before"
-        say(f"  [{time.perf_counter() - start:5.0f} s] {job.cell.title}: {what}")
+        say(f"  [{time.perf_counter() - start:5.0f} s] {job.title}: {what}")
         metrics = Path(job.folder) / "metrics.json"
         if computed and metrics.is_file():
             found = json.loads(metrics.read_text(encoding="utf-8"))
@@ -172,6 +171,22 @@ def run_suite(
     files = write_report(results, results)
     say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
     return 0
+
+
+def _make_model(
+    recipe: ModelConfig | CompiledConfig, place: Path, allow_unverified: bool, device: str, tracking: Mode
+) -> bool:
+    """Write the run folder of a suite's recipe; returns whether the suite may go on with it.
+
+    A declared control is expected to fail the gate: it is made once, and its suite goes on.
+    """
+    if isinstance(recipe, CompiledConfig):
+        return compile_and_report(recipe, place) == 0 or allow_unverified
+    if recipe.control:
+        say(f"A {recipe.control} control: it must fail the gate, and all its results are unverified")
+        train_watched(recipe, place, attempts=1, device=device, tracking=tracking)
+        return True
+    return train_watched(recipe, place, device=device, tracking=tracking) or allow_unverified
 
 
 def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:

@@ -4,6 +4,7 @@ A cell is finished if its run folder says so or its id stands in the suite's com
 into the tables at once, so an interrupted sweep continues where it stopped, on this machine or another.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from husai.cell import Cell, Job, SavedModel, hook_of, run_cell
-from husai.config import CirclesSource, PlantedSource, SAEConfig, SuiteConfig, content_hash
+from husai.config import CirclesSource, ControlConfig, ModelConfig, PlantedSource, SAEConfig, SuiteConfig, content_hash
 from husai.errors import HusaiError
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
 from husai.tracking import Mode
@@ -39,14 +40,19 @@ def plan(
 ) -> tuple[list[Job], GateReport | None]:
     """All cells of a suite as jobs, and the gate report of the model at `model_path` (None for a synthetic source).
 
-    Raises HusaiError for a model, hook or config that does not fit, GateFailed for a model that is not ground truth.
+    A recipe that declares itself a control needs no permission to fail the gate: its tier says what it is, and its
+    records are unverified. Raises HusaiError for a model, hook or config that does not fit, or a control that passes the
+    gate; GateFailed for a model that is not ground truth.
     """
     report = None
     if model_path is None:
         hooks, identity, same = _synthetic(suite)
     else:
         loaded = load_model(model_path)
-        model, report = check_gate(loaded, allow_unverified=allow_unverified)
+        declared = suite.model.control if isinstance(suite.model, ModelConfig) else None
+        model, report = check_gate(loaded, allow_unverified=allow_unverified or declared is not None)
+        if declared and report.passed:
+            raise HusaiError(f"model {model.name}: is declared a {declared} control, yet passes the gate")
         hooks, identity = [resolve_hook(model.params, hook) for hook in suite.hooks], weights_hash(model)
         same = {
             "source": SavedModel(str(model_path), loaded.task.op),
@@ -58,16 +64,24 @@ def plan(
             "verified": report.passed,
         }
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
+    shared = {"threads": max(1, (os.cpu_count() or 1) // jobs), "device": device, "tracking": tracking}
     planned = []
-    for hook in hooks:
-        for entry in suite.entries:
-            config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
-            cell = Cell(config, hook, identity, suite.analysis)
-            folder, threads = str(runs / cell.run_id), max(1, (os.cpu_count() or 1) // jobs)
-            planned.append(
-                Job(cell, suite.name, folder=folder, threads=threads, device=device, tracking=tracking, **same)
-            )
+    for hook, entry, control in itertools.product(hooks, suite.entries, (None, *suite.controls)):
+        config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
+        samples = identity if control is None else content_hash(identity, control)
+        cell = Cell(config, hook, samples, suite.analysis)
+        named = same if control is None else same | _control_fields(control, same["model_name"])
+        planned.append(Job(cell, suite.name, folder=str(runs / cell.run_id), **shared, **named))
     return planned, report
+
+
+def _control_fields(control: ControlConfig, model_name: str) -> dict[str, Any]:
+    """The job fields in which a control differs from what it stands in for."""
+    return {
+        "control": control,
+        "tier": control.kind,
+        "model_name": f"{model_name}/{control.kind}-{control.seed}",
+    }
 
 
 def _synthetic(suite: SuiteConfig) -> tuple[list[str], str, dict[str, Any]]:
@@ -114,7 +128,7 @@ def sweep(
     failed: list[str] = []
     for left, (job, trouble) in zip(range(len(missing) - 1, -1, -1), _compute(missing, jobs), strict=True):
         if trouble:
-            failed.append(f"{job.cell.title}: {trouble}")
+            failed.append(f"{job.title}: {trouble}")
             continue
         collect(results, job)
         on_done(job, True, left)

@@ -28,6 +28,7 @@ class CellView:
 
     run_id: str
     tier: str
+    model: str
     hook: str
     architecture: str
     d_sae: int
@@ -44,7 +45,12 @@ class CellView:
     def label(self) -> str:
         name = {"topk": "TopK", "relu": "ReLU"}.get(self.architecture, self.architecture)
         dial = {"k": "k", "l1_coefficient": "λ"}.get(self.sparsity_param, self.sparsity_param)
-        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
+        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}" + (f", {self.control}" if self.control else "")
+
+    @property
+    def control(self) -> str:
+        """Kind and seed of what stands in for the activations, such as `surrogate-0`; '' for the activations themselves."""
+        return self.model.rsplit("/", 1)[1] if self.tier in ("surrogate", "permuted") else ""
 
     @property
     def steps(self) -> int:
@@ -77,7 +83,14 @@ class CellView:
 
     @property
     def slug(self) -> str:
-        return f"{self.short_hook}_{self.architecture}_{self.d_sae}_{self.sparsity_param}{self.sparsity:g}"
+        parts = (
+            self.short_hook,
+            self.architecture,
+            self.d_sae,
+            f"{self.sparsity_param}{self.sparsity:g}",
+            self.control,
+        )
+        return "_".join(str(part) for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -119,12 +132,14 @@ class SuiteResults:
 
     @cached_property
     def cells(self) -> list[CellView]:
-        """Cells by hook, width, architecture and sparsity."""
-        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged", "tier"]
+        """Cells by hook, width, architecture and sparsity, controls after what they stand in for."""
+        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "model", "run_id", "converged", "tier"]
         groups = self.records.groupby(keys, sort=True)
         return [
-            CellView(str(run), str(tier), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows)  # pyright: ignore
-            for (hook, d, kind, name, value, run, done, tier), rows in groups  # pyright: ignore
+            CellView(
+                str(run), str(tier), str(model), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows
+            )  # pyright: ignore
+            for (hook, d, kind, name, value, model, run, done, tier), rows in groups  # pyright: ignore
         ]
 
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:

@@ -29,6 +29,12 @@ def named(cell: CellView) -> list[str]:
     return [cell.short_hook, cell.label + ("" if cell.converged else " *")]
 
 
+def has(cell: CellView, metric: str) -> bool:
+    """Whether the metric was computed."""
+    value = cell.value(metric).mean
+    return value == value
+
+
 def fit_table(results: SuiteResults) -> str:
     header = ["hook", "SAE", "steps", "EV", "L0", "dead", "live atoms"]
     rows = [
@@ -87,7 +93,7 @@ def recovery_table(results: SuiteResults) -> str:
     rows = [
         [
             *named(cell),
-            interval(cell.value("fourier_overlap")),
+            interval(cell.value("fourier_overlap")) if has(cell, "fourier_overlap") else "no truth",
             *(number(cell.value("fourier_overlap", null).mean) for null in NULLS),
             number(cell.value("fourier_overlap_unweighted").mean),
             number(cell.value("decoder_overlap").mean),
@@ -125,13 +131,10 @@ def label_table(results: SuiteResults) -> str:
 
 def sentences(cell: CellView) -> tuple[str, str]:
     """What the numbers say of one cell: the rungs it exceeds, and its symmetry."""
-    rungs = {
-        null: cell.value("pwmcc", null)
-        for null in NULLS
-        if cell.value("pwmcc", null).mean == cell.value("pwmcc", null).mean
-    }
+    scored = {null: cell.value("pwmcc", null) for null in NULLS}
+    rungs = {null: score for null, score in scored.items() if score.mean == score.mean}
     symmetry = ""
-    if cell.value("aligned").mean == cell.value("aligned").mean:
+    if has(cell, "aligned"):
         symmetry = symmetry_sentence(
             cell.value("pwmcc").mean,
             cell.value("shifted").mean,
@@ -189,10 +192,9 @@ def summary(results: SuiteResults) -> str:
     )
     first = results.cells[0]
     circuit = f"## The circuit\n\n{gate_lines(results)}\n" if results.gate else ""
-    shifts = first.value("shifted").mean == first.value("shifted").mean
-    symmetry = f"## Symmetry\n\n{symmetry_table(results)}\n" if shifts else ""
+    symmetry = f"## Symmetry\n\n{symmetry_table(results)}\n" if has(first, "shifted") else ""
     judged = "the unweighted overlap"
-    if first.tier == "planted":
+    if has(first, "gt_mcc"):
         judged = "gt_mcc"
         recovery = f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(results)}"
     else:

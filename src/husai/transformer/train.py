@@ -39,7 +39,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Final and best weights (lowest held-out loss) with the history that led there."""
+    """Final and best weights (lowest held-out loss; with shuffled labels, which can only be memorised, lowest training loss)
+
+    with the history that led there.
+    """
 
     final: Transformer
     best: Transformer
@@ -156,12 +159,16 @@ def train_transformer(
                     raise HusaiError(
                         f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})"
                     )
-                if history[-1].test_loss < best_loss:
-                    best, best_step, best_loss = snapshot(), step, history[-1].test_loss
+                judged = history[-1].train_loss if recipe.shuffle_labels else history[-1].test_loss
+                if judged < best_loss:
+                    best, best_step, best_loss = snapshot(), step, judged
                 on_evaluation(history[-1])
             if step == recipe.steps:
                 break
         epoch, unfinished = divmod(step, len(batches))
         if recipe.checkpoint_epochs and not unfinished and epoch % recipe.checkpoint_epochs == 0:
             on_checkpoint(f"epoch_{epoch}", snapshot())
+    if not history:  # a control that is not trained at all
+        history.append(_evaluate(params, data, task.p, 0, 0, 0.0, time.perf_counter() - start))
+        on_evaluation(history[0])
     return TrainedModel(snapshot(), best, best_step, tuple(history))
