@@ -103,6 +103,15 @@ def test_auxk_off_charges_nothing():
     assert topk.losses(BY_HAND, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [0.0]
 
 
+def test_rectified_auxk_codes_are_not_negative():
+    # b_enc (0, −4): the dead latent's pre-activation is −3. As a code it gives (0, −3) of the residual (0, 2): 25;
+    # rectified it gives nothing, and the residual itself is the error: 4
+    shifted = BY_HAND._replace(b_enc=BY_HAND.b_enc - torch.tensor([[0.0, 4.0]]))
+    for rectified, expected in ((False, 25.0), (True, 4.0)):
+        config = TopKConfig(d_sae=2, k=1, auxk_coefficient=1, k_aux=1, auxk_rectified=rectified)
+        assert topk.losses(shifted, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [expected]
+
+
 SEEDS, D_IN, D_SAE, BATCH = 3, 6, 10, 7
 DEAD = {"none": [], "few": [1, 4], "many": [0, 2, 3, 5, 8, 9]}  # SAELens' k_aux is d_in // 2 = 3
 

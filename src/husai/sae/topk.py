@@ -53,7 +53,7 @@ def _auxk(hidden: Tensor, W_dec: Tensor, residual: Tensor, dead: Tensor, config:
     wanted = config.k_aux or W_dec.shape[1] // 2
     of_dead = hidden[:, dead]
     values, indices = of_dead.topk(min(wanted, count), dim=-1, sorted=False)
-    codes = torch.zeros_like(of_dead).scatter(-1, indices, values)
+    codes = torch.zeros_like(of_dead).scatter(-1, indices, values.relu() if config.auxk_rectified else values)
     atoms = W_dec[dead] / W_dec[dead].norm(dim=-1, keepdim=True) if config.decoder_norm == "weighted" else W_dec[dead]
     error = (codes @ atoms - residual).pow(2).sum(-1).mean()
     return config.auxk_coefficient * min(count / wanted, 1.0) * error
