@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 ROOMS = [
     *("errors", "seeding", "schedule", "config", "resources", "tasks", "transformer", "activations", "truth", "runs"),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
-    *("suite", "single", "pipeline", "api", "cli"),
+    *("suite", "controls", "single", "pipeline", "api", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},

@@ -137,18 +137,17 @@ def run_suite(
     """
     shown = shown or results
     start = time.perf_counter()
-    model_path = suite.model if isinstance(suite.model, str) else None
-    if isinstance(suite.model, ModelConfig | CompiledConfig):
-        place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
-        model_path = str(place)
-        if dry_run and not finished(place):
-            how = "compiled" if isinstance(suite.model, CompiledConfig) else "trained"
+    place = model_place(suite, runs)
+    recipe = suite.model
+    if place is not None and isinstance(recipe, ModelConfig | CompiledConfig) and not finished(Path(place)):
+        if dry_run:
+            how = "compiled" if isinstance(recipe, CompiledConfig) else "trained"
             say(f"missing  {place}: the model would be {how} first")
             return 0
-        if not finished(place) and not _make_model(suite.model, place, allow_unverified, device, tracking):
+        if not _make_model(recipe, Path(place), allow_unverified, device, tracking):
             return 1
     planned, gate = plan(
-        suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
+        suite, place, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
     if dry_run:
         known = recorded_ids(results)
@@ -171,6 +170,13 @@ def run_suite(
     files = write_report(results, results)
     say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
     return 0
+
+
+def model_place(suite: SuiteConfig, runs: Path) -> str | None:
+    """The MODEL of a suite: the one it names, or the run folder its recipe fills; None for a synthetic source."""
+    if isinstance(suite.model, ModelConfig | CompiledConfig):
+        return str(runs / f"{suite.name}-model-{content_hash(suite.model)}")
+    return suite.model if isinstance(suite.model, str) else None
 
 
 def _make_model(

@@ -1,4 +1,4 @@
-"""Intervals over seeds, and p-values. Pairs share SAEs, so pairs are never treated as independent. (docs/method.md §Uncertainty)"""
+"""Intervals over seeds and p-values. Pairs share SAEs and are never taken as independent. (docs/method.md §Uncertainty)"""
 
 from typing import NamedTuple
 

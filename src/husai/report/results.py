@@ -81,6 +81,27 @@ class CellView:
             matrix[seeds.index(a), seeds.index(b)] = matrix[seeds.index(b), seeds.index(a)] = value
         return matrix
 
+    def per_seed(self, metric: str) -> np.ndarray:
+        """A score of single SAEs at the end, by seed; empty if the score is one of pairs or was not computed."""
+        found = {
+            (row["init_seed"], row["data_seed"]): row["value"]
+            for row in rows_of(self.records[self.records["init_seed"].notna() & self.records["init_seed_b"].isna()])
+            if (row["metric"], row["step"], row["null"]) == (metric, self.steps, "")
+        }
+        return np.array([found[seeds] for seeds in sorted(found)])
+
+    @property
+    def seeds(self) -> int:
+        return len(self.per_seed("explained_variance"))
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.records["verified"].all())
+
+    @property
+    def title(self) -> str:
+        return f"{self.model.split('/', 1)[0]}, {self.short_hook}, {self.label}"
+
     @property
     def slug(self) -> str:
         parts = (
