@@ -32,7 +32,7 @@ from husai.analysis.stats import (
 )
 from husai.cell import Job, hook_of
 from husai.config import SuiteConfig
-from husai.measure import Hook
+from husai.measure import Hook, Members
 from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import has, interval, markdown, number, sentences
 from husai.resources import find_config
@@ -42,6 +42,7 @@ from husai.sae.weights import load_sae
 from husai.seeding import generator
 from husai.suite import model_place, run_suite
 from husai.sweep import plan
+from husai.truth.controls import token_dictionary
 
 SUITES = ("controls", "controls-clock", "controls-memorised", "controls-planted", "controls-random")
 SEEDS, ATOMS = 5, 64  # dictionaries of a drawn experiment, and atoms of each
@@ -200,14 +201,63 @@ class Trial:
     def hook(self, cell: CellView) -> Hook:
         return hook_of(self.jobs[cell.run_id])
 
-    def dictionary(self, cell: CellView) -> Dictionary:
-        """The SAE of the first seed."""
+    def dictionaries(self, cell: CellView) -> list[Dictionary]:
+        """The SAEs, seed by seed."""
         job = self.jobs[cell.run_id]
-        config = job.cell.config
-        return load_sae(Path(job.folder) / f"seed-{config.init_seeds[0]}-{config.data_seeds[0]}")
+        seeds = zip(job.cell.config.init_seeds, job.cell.config.data_seeds, strict=True)
+        return [load_sae(Path(job.folder) / f"seed-{init}-{data}") for init, data in seeds]
 
     def rows(self, kind: Kind, question: str, cell: CellView) -> list[Control]:
-        return row_controls(kind, question, cell.title, self.dictionary(cell), self.hook(cell))
+        """Of the first seed."""
+        return row_controls(kind, question, cell.title, self.dictionaries(cell)[0], self.hook(cell))
+
+
+# --- stability without a circuit ---
+
+
+class TokenRecovery(NamedTuple):
+    """Are atoms tokens? gt_mcc and firing_f1 over seeds, with one atom a token as the truth; nulls of gt_mcc by name.
+
+    explained: share of the variance that the sum of one vector a token explains.
+    """
+
+    explained: float
+    gt_mcc: Interval
+    firing_f1: Interval
+    nulls: dict[str, Interval]
+
+
+def token_recovery(dictionaries: list[Dictionary], hook: Hook) -> TokenRecovery:
+    """How far SAEs have found the tokens of a hook whose samples are a task's grid."""
+    assert hook.task is not None, "only a grid has tokens"
+    tokens = token_dictionary(hook.x, hook.task)
+    residual = tokens.x - tokens.codes @ tokens.atoms
+    members = Members.of_dictionaries(dictionaries, Hook(hook.x, planted=tokens))
+    found = [atom_recovery(atoms, tokens.atoms).gt_mcc for atoms in members.atoms]
+    size, nulls = max(members.n_live), {}
+    for null in DRAWN_NULLS:
+        draw = sampler(null, hook.x)
+        drawn = [draw(size, generator(f"tokens-{null}", r)) for r in range(SEEDS)]
+        nulls[null] = seed_interval(np.array([atom_recovery(atoms, tokens.atoms).gt_mcc for atoms in drawn]))
+    return TokenRecovery(
+        explained=float(1 - residual.square().sum() / tokens.x.square().sum()),
+        gt_mcc=seed_interval(np.array(found)),
+        firing_f1=seed_interval(np.array([firing.firing_f1 for firing in members.firings])),
+        nulls=nulls,
+    )
+
+
+def token_table(trials: list[Trial]) -> str:
+    """Every cell of these trials read against the tokens."""
+    header = ["source", "pwmcc", "variance in tokens", "atoms against tokens", *DRAWN_NULLS, "firing_f1 against tokens"]
+    lines = []
+    for trial in trials:
+        for cell in trial.results.cells:
+            found = token_recovery(trial.dictionaries(cell), trial.hook(cell))
+            levels = [number(found.nulls[null].mean) for null in DRAWN_NULLS]
+            figures = [interval(cell.value("pwmcc")), number(found.explained, 4), interval(found.gt_mcc)]
+            lines.append([cell.title, *figures, *levels, interval(found.firing_f1)])
+    return markdown(header, lines)
 
 
 def all_controls(trials: dict[str, Trial]) -> list[Control]:
@@ -228,6 +278,10 @@ def all_controls(trials: dict[str, Trial]) -> list[Control]:
         found += trained_controls("negative", question, first, second, "surrogate_trained")
     found += main.rows("positive", "the activations themselves, passed off as a control", own[2])
     found += planted.rows("positive", "codes of planted samples against the rows", known)
+    question = "SAEs on permuted samples, against SAEs on their surrogate"
+    found += trained_controls(
+        "negative", question, lost["permuted-0"], lost["surrogate-0"], "surrogate_trained", ("gt_mcc",)
+    )
     pairs = ((known, lost["surrogate-0"], "gt_mcc"), (own[1], main.cell(control="surrogate-0", sparsity=1), "pwmcc"))
     pairs += ((clock.cell(), clock.cell(control="surrogate-0"), "pwmcc"),)
     for cell, twin, score in pairs:
@@ -304,11 +358,15 @@ def cell_table(cells: list[CellView]) -> str:
     return markdown(header, lines)
 
 
-def summary(verdicts: list[Verdict], cells: list[CellView]) -> str:
+def summary(verdicts: list[Verdict], trials: dict[str, Trial]) -> str:
     """The text of `summary.md`."""
+    results = [trial.results for trial in trials.values()]
+    said = "\n".join(
+        f"- **{cell.title}**: {sentences(cell, own.surrogate_of(cell))[0]}" for own in results for cell in own.cells
+    )
+    truthless = [trials[name] for name in ("controls-random", "controls-memorised")]
     failed = sum(not verdict.holds for verdict in verdicts)
     tables = {kind: control_table([v for v in verdicts if v.control.kind == kind]) for kind in ("negative", "positive")}
-    said = "\n".join(f"- **{cell.title}**: {sentences(cell)[0]}" for cell in cells)
     return f"""# Controls
 
 {len(verdicts)} controls; {failed or "none"} did not come out as it must. p-values are corrected by Holm's method, at {ALPHA:g},
@@ -325,17 +383,21 @@ order, over seeds else. Every definition: docs/method.md §Controls.
 
 An asterisk: not converged. A dash: nothing to score, as the overlap of a model without truth.
 
-{cell_table(cells)}
+{cell_table([cell for own in results for cell in own.cells])}
 {said}
-"""
+
+## Stability without a circuit
+
+SAEs on models that compute nothing, read against one atom a token (gt_mcc and firing_f1, with tokens for planted atoms).
+
+{token_table(truthless)}"""
 
 
 def run_controls(out: Path, runs: Path, *, jobs: int) -> bool:
     """Compute what is missing under `runs`, write `controls.csv` and `summary.md`; whether every control holds."""
     trials = {name: Trial.of(name, runs, jobs=jobs) for name in SUITES}
     verdicts = judged(all_controls(trials))
-    cells = [cell for trial in trials.values() for cell in trial.results.cells]
     table = pd.DataFrame([verdict.line() for verdict in verdicts]).round(6)
     write_atomic(out / "controls.csv", table.to_csv(index=False))
-    write_atomic(out / "summary.md", summary(verdicts, cells))
+    write_atomic(out / "summary.md", summary(verdicts, trials))
     return all(verdict.holds for verdict in verdicts)

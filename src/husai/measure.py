@@ -22,7 +22,7 @@ from husai.analysis.symmetry import EXACT_ATOMS, Shifts, aligned, answer_shifts,
 from husai.analysis.verdict import rung_sentence
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
-from husai.sae.base import SAEEnsemble
+from husai.sae.base import Dictionary, SAEEnsemble
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
@@ -111,9 +111,12 @@ class Members:
 
     @classmethod
     def of(cls, ensemble: SAEEnsemble, hook: Hook) -> "Members":
+        return cls.of_dictionaries([ensemble.member(index) for index in range(len(ensemble))], hook)
+
+    @classmethod
+    def of_dictionaries(cls, dictionaries: list[Dictionary], hook: Hook) -> "Members":
         found = cls([], [], [], [], [])
-        for index in range(len(ensemble)):
-            dictionary = ensemble.member(index)
+        for dictionary in dictionaries:
             codes = dictionary.encode(hook.x)
             fit = evaluate_fit(dictionary, hook.x, codes)
             found.fits.append(fit)

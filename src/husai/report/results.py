@@ -43,9 +43,14 @@ class CellView:
 
     @property
     def label(self) -> str:
+        return self.setting + (f", {self.control}" if self.control else "")
+
+    @property
+    def setting(self) -> str:
+        """Architecture, width and sparsity."""
         name = {"topk": "TopK", "relu": "ReLU"}.get(self.architecture, self.architecture)
         dial = {"k": "k", "l1_coefficient": "λ"}.get(self.sparsity_param, self.sparsity_param)
-        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}" + (f", {self.control}" if self.control else "")
+        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
 
     @property
     def control(self) -> str:
@@ -162,6 +167,17 @@ class SuiteResults:
             )  # pyright: ignore
             for (hook, d, kind, name, value, model, run, done, tier), rows in groups  # pyright: ignore
         ]
+
+    def surrogate_of(self, cell: CellView) -> CellView | None:
+        """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
+
+        None too if the suite has several entries of this setting, whose cells cannot be told apart.
+        """
+        same = [c for c in self.cells if (c.hook, c.setting) == (cell.hook, cell.setting)]
+        if cell.control or sum(not c.control for c in same) != 1:
+            return None
+        surrogates = [c for c in same if c.tier == "surrogate"]
+        return min(surrogates, key=lambda c: int(c.control.rsplit("-", 1)[1]), default=None)
 
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:

@@ -52,12 +52,15 @@ def fit_table(results: SuiteResults) -> str:
 
 
 def stability_table(results: SuiteResults) -> str:
-    header = ["hook", "SAE", "pwmcc", *NULLS, "adjusted by data_points", "max_cosine"]
+    twins = {cell.run_id: results.surrogate_of(cell) for cell in results.cells}
+    trained = ["surrogate_trained"] if any(twins.values()) else []
+    header = ["hook", "SAE", "pwmcc", *NULLS, *trained, "adjusted by data_points", "max_cosine"]
     rows = [
         [
             *named(cell),
             interval(cell.value("pwmcc")),
             *(interval(cell.value("pwmcc", null)) for null in NULLS),
+            *(interval(twin.value("pwmcc")) if (twin := twins[cell.run_id]) else "–" for _ in trained),
             adjusted_text(cell, "data_points"),
             number(cell.value("max_cosine").mean),
         ]
@@ -129,9 +132,11 @@ def label_table(results: SuiteResults) -> str:
     return markdown(["hook", "SAE", *labels], rows)
 
 
-def sentences(cell: CellView) -> tuple[str, str]:
-    """What the numbers say of one cell: the rungs it exceeds, and its symmetry."""
+def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
+    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
     scored = {null: cell.value("pwmcc", null) for null in NULLS}
+    if surrogate is not None:
+        scored["surrogate_trained"] = surrogate.value("pwmcc")
     rungs = {null: score for null, score in scored.items() if score.mean == score.mean}
     symmetry = ""
     if has(cell, "aligned"):
@@ -187,7 +192,7 @@ def summary(results: SuiteResults) -> str:
     """The text of `summary.md`."""
     verdicts = "\n".join(
         f"- **{cell.short_hook}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
-        + " ".join(sentences(cell)).strip()
+        + " ".join(sentences(cell, results.surrogate_of(cell))).strip()
         for cell in results.cells
     )
     first = results.cells[0]
