@@ -143,7 +143,7 @@ def test_missing_key_is_named():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"training": {"steps": 0}}, "'training.steps': input should be greater than or equal to 1, got 0"),
+        ({"training": {"steps": -1}}, "'training.steps': input should be greater than or equal to 0, got -1"),
         ({"training": {"steps": "many"}}, "'training.steps': input should be a valid integer"),
         ({"training": {"frac_train": 1.0}}, "'training.frac_train': input should be less than 1, got 1.0"),
         ({"training": {"lr": float("nan")}}, "'training.lr'"),

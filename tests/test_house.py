@@ -25,7 +25,7 @@ ROOMS = [
         "runs",
     ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
-    *("suite", "single", "pipeline", "api", "cli"),
+    *("suite", "controls", "single", "pipeline", "api", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},

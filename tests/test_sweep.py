@@ -543,3 +543,88 @@ def test_the_report_of_several_models_goes_by_their_order_and_names_them(several
 def test_a_suites_compiled_model_is_not_compiled_twice(several, no_computing, capsys):
     assert run_suite(several_models(), several / "results", several / "runs", jobs=1, dry_run=True) == 0
     assert capsys.readouterr().out.count("finished") == 4
+
+
+# --- controls ---
+
+
+def control_suite(model, *, hooks=("resid_post",), kinds=()):
+    entry = {"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": {"steps": 4, "batch_size": 64}}
+    data = {**SUITE, "model": model, "hooks": list(hooks), "entries": [entry], "controls": [{"kind": k} for k in kinds]}
+    return SuiteConfig.parse(data)
+
+
+def test_stand_ins_are_trained_beside_the_model_and_scored_against_its_truth(tmp_path):
+    circuit = {"task": {"p": 29}, "kind": "clock", "keys": [8, 9, 12], "d_model": 32}
+    suite = control_suite(circuit, kinds=("surrogate", "permuted"))
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    table = records(tmp_path)
+    assert set(table["tier"]) == {"compiled", "surrogate", "permuted"}
+    assert set(table["model"]) == {f"tiny-model{end}" for end in ("", "/surrogate-0", "/permuted-0")}
+    assert table["verified"].all(), "the planes they are scored against are of a verified model"
+    assert set(table[table["metric"] == "fourier_overlap"]["tier"]) == set(table["tier"])
+    results = SuiteResults.load(tmp_path / "results")
+    own = next(cell for cell in results.cells if not cell.control)
+    twin = results.surrogate_of(own)
+    assert twin is not None
+    assert twin.control == "surrogate-0"
+    assert results.surrogate_of(twin) is None
+    assert len({cell.slug for cell in results.cells}) == 3
+    text = (tmp_path / "results" / "summary.md").read_text()
+    assert "TopK 16, k=2, permuted-0" in text
+    assert "surrogate_trained (" in text or "every rung: " in text
+    write_report(tmp_path / "results", tmp_path / "report")
+
+
+def test_only_the_samples_of_a_stand_in_differ(tmp_path):
+    suite = control_suite("add-p59-0", kinds=("surrogate",))
+    (own, surrogate), _ = plan(suite, ["add-p59-0"], tmp_path)
+    assert own.cell.run_id == plan(control_suite("add-p59-0"), ["add-p59-0"], tmp_path)[0][0].cell.run_id
+    assert surrogate.cell.run_id != own.cell.run_id
+    first, second = hook_of(own), hook_of(surrogate)
+    assert first.x.shape == second.x.shape
+    assert not torch.allclose(first.x, second.x, atol=0.1)
+    assert first.truth is not None
+    assert second.truth is not None
+    assert torch.equal(first.truth.union, second.truth.union)
+
+
+RANDOM = {"task": {"p": 13}, "transformer": {"d_model": 16, "d_mlp": 16}, "training": {"steps": 0}}
+
+
+@pytest.mark.parametrize("tier", ["random", "memorised"])
+def test_a_declared_control_runs_without_permission_and_is_unverified(tier, tmp_path, capsys):
+    training = {"steps": 0} if tier == "random" else {"shuffle_labels": True, "steps": 6, "batch_size": 32}
+    assert (
+        run_suite(control_suite(RANDOM | {"training": training}), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    )
+    assert capsys.readouterr().out.count("the gate failed") == 1, "one attempt, since it must fail"
+    table = records(tmp_path)
+    assert set(table["tier"]) == {tier}
+    assert not table["verified"].any()
+    assert not {"fourier_overlap", "shifted"} & set(table["metric"]), "without a circuit there is no truth"
+    text = (tmp_path / "results" / "summary.md").read_text()
+    assert "no truth" in text
+    assert "all results unverified" in text
+
+
+def test_a_control_by_path_is_stopped_like_any_model_that_fails(tmp_path):
+    """A path declares nothing: whoever names it may not know what it is."""
+    run_suite(control_suite(RANDOM), tmp_path / "results", tmp_path / "runs", jobs=1)
+    (place,) = (tmp_path / "runs").glob("tiny-model-*")
+    with pytest.raises(GateFailed, match="accuracy"):
+        run_suite(control_suite(str(place)), tmp_path / "other", tmp_path / "runs", jobs=1)
+
+
+def test_a_control_that_passes_the_gate_is_none(tmp_path, monkeypatch):
+    suite = control_suite(RANDOM)
+    run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+    real = sweep_module.check_gate
+
+    def passed(loaded, *, allow_unverified):
+        model, report = real(loaded, allow_unverified=allow_unverified)
+        return model, replace(report, conditions=())
+
+    monkeypatch.setattr(sweep_module, "check_gate", passed)
+    with pytest.raises(HusaiError, match="is declared a random control, yet passes the gate"):
+        run_suite(suite, tmp_path / "other", tmp_path / "runs", jobs=1)

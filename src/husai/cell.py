@@ -1,7 +1,7 @@
 """One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 
 from husai.activations import extract
 from husai.analysis.convergence import has_converged
-from husai.config import AnalysisConfig, CirclesConfig, PlantedConfig, SAEConfig, content_hash
+from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
 from husai.sae.base import SAEEnsemble
 from husai.sae.train import TrainedSAEs, mean_log
 from husai.tracking import Mode, open_tracker
+from husai.truth.controls import stand_in
 from husai.truth.synthetic import draw_circles, plant
 from husai.workflow import train_sae_run
 
@@ -26,6 +27,7 @@ RECORD_COLUMNS = (
     *("step", "metric", "null", "value", "ci_low", "ci_high", "n", "run_id", "converged", "verified"),
 )
 INTEGER_COLUMNS = tuple(name for name in RECORD_COLUMNS if "seed" in name)
+TRUTHLESS = ("random", "memorised")  # tiers of models that have learned no circuit, so that there is none to recover
 SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
 
 
@@ -33,7 +35,8 @@ SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
 class Cell:
     """What is computed. `run_id` identifies the science: neither suite, folders nor device enter it.
 
-    hook: full name, or the tier of a synthetic source. model_id: hash of the weights, or of the source's config.
+    hook: full name, or the tier of a synthetic source. model_id: hash of the weights, or of the source's config; with
+    a control, of that and of the control's config.
     """
 
     config: SAEConfig
@@ -63,8 +66,9 @@ class SavedModel:
 class Job:
     """A cell with all a worker in another process needs. folder: the run's place.
 
-    tier: where the truth comes from, `trained`, `compiled`, `recurrent`, `planted` or `circles`. task, p: operation and
-    modulus; a synthetic source repeats its tier as task, and planted atoms, which have no modulus, have p = 0.
+    tier: where the truth comes from, `trained`, `compiled`, `recurrent`, `planted` or `circles`; or what makes it a control,
+    `random`, `memorised`, `surrogate` or `permuted`. task, p: operation and modulus; a synthetic source repeats its tier as
+    task, and planted atoms, which have no modulus, have p = 0. control: what stands in for the source's samples.
     """
 
     cell: Cell
@@ -80,6 +84,11 @@ class Job:
     threads: int
     device: str = "cpu"
     tracking: Mode = "none"
+    control: ControlConfig | None = None
+
+    @property
+    def title(self) -> str:
+        return self.cell.title + (f" {self.control.kind}-{self.control.seed}" if self.control else "")
 
 
 def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
@@ -88,13 +97,22 @@ def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def hook_of(job: Job) -> Hook:
-    """What the job's SAEs are trained on and measured against: drawn anew, or extracted from the model on disk."""
+    """What the job's SAEs are trained on and measured against: drawn anew, or extracted from the model on disk.
+
+    A control's samples stand beside its source's truth, to which they have no relation but their covariance.
+    """
+    hook = _hook_of_source(job)
+    return hook if job.control is None else replace(hook, x=stand_in(hook.x, job.control))
+
+
+def _hook_of_source(job: Job) -> Hook:
     if isinstance(job.source, PlantedConfig):
         return Hook.of_planted(plant(job.source))
     if isinstance(job.source, CirclesConfig):
         return Hook.of_circles(draw_circles(job.source))
     loaded = load_model(job.source.path, job.source.op)
-    return Hook.of(extract(loaded.model, loaded.task, job.cell.hook))
+    activations = extract(loaded.model, loaded.task, job.cell.hook)
+    return Hook.without_truth(activations) if loaded.tier in TRUTHLESS else Hook.of(activations)
 
 
 def run_cell(job: Job) -> str:
@@ -112,7 +130,7 @@ def run_cell(job: Job) -> str:
         figures = ", ".join(
             f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc", "gt_mcc") if name in known
         )
-        sys.stdout.write(f"           {cell.title}: step {step} of {steps}, {figures}\n")
+        sys.stdout.write(f"           {job.title}: step {step} of {steps}, {figures}\n")
         sys.stdout.flush()
         return False
 
@@ -132,7 +150,7 @@ def run_cell(job: Job) -> str:
 
     tracker = open_tracker(
         job.tracking,
-        name=f"{job.suite}: {cell.title}",
+        name=f"{job.suite}: {job.title}",
         config=cell.config.model_dump(mode="json")
         | {"model": job.model_name, "hook": cell.hook, "run_id": cell.run_id},
         folder=Path(job.folder).parent,

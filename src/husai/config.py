@@ -184,7 +184,9 @@ class TransformerConfig(Config):
 class OptimiserConfig(Config):
     """What the training of every model under study has in common: AdamW on a float64 cross-entropy."""
 
-    steps: Positive = Field(default=1500, description="optimiser steps")
+    steps: int = Field(
+        default=1500, ge=0, description="optimiser steps; 0 leaves the weights as they were drawn: a negative control"
+    )
     lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=1.0, ge=0, description="decoupled weight decay")
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
@@ -222,6 +224,13 @@ class ModelConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
 
+    @property
+    def control(self) -> Literal["random", "memorised"] | None:
+        """Which negative control this recipe declares itself to be; None: it is meant to learn a circuit."""
+        if self.training.steps == 0:
+            return "random"
+        return "memorised" if self.training.shuffle_labels else None
+
     def with_seed(self, seed: int) -> "ModelConfig":
         """The same recipe with all three seeds set to `seed`."""
         training = self.training.model_copy(update=dict.fromkeys(("init_seed", "split_seed", "batch_seed"), seed))
@@ -257,6 +266,11 @@ class RecurrentConfig(Config):
     recurrent: RecurrentShape
     walks: WalksConfig = WalksConfig()
     training: RecurrentTrainingConfig = RecurrentTrainingConfig()
+
+    @property
+    def control(self) -> Literal["random"] | None:
+        """Which negative control this recipe declares itself to be; None: it is meant to learn a circuit."""
+        return None if self.training.steps else "random"
 
     def with_seed(self, seed: int) -> "RecurrentConfig":
         """The same recipe with both training seeds set to `seed`; the walks it is verified on stay."""
@@ -521,6 +535,15 @@ class CirclesSource(Config):
     circles: CirclesConfig
 
 
+class ControlConfig(Config):
+    """Samples in place of a model's activations that keep only part of what is in them. (docs/method.md §Controls)"""
+
+    kind: Literal["surrogate", "permuted"] = Field(
+        description="surrogate: Gaussian, with their mean and covariance; permuted: each principal coordinate shuffled"
+    )
+    seed: Seed = Field(default=0, description="seed of the Gaussian draw or of the orders")
+
+
 class SuiteEntry(Config):
     """One architecture at one sparsity; it is trained at every hook of the suite."""
 
@@ -574,6 +597,10 @@ class Subject(Config):
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
     )
     entries: tuple[SuiteEntry, ...] = Field(default=(), description="the SAEs trained on it; none: those of the suite")
+    controls: tuple[ControlConfig, ...] = Field(
+        default=(),
+        description="stand-ins for its samples, on which every SAE is trained besides; none: those of the suite",
+    )
 
     @field_validator("hooks")
     @classmethod
@@ -591,6 +618,9 @@ class SuiteConfig(Config):
     model: ModelOrSource | None = Field(default=None, description="the only model or source; null: add-p113-0")
     hooks: tuple[str, ...] = Field(default=(), validate_default=True, description="its hooks")
     entries: tuple[SuiteEntry, ...] = Field(min_length=1, description="the SAEs trained at every hook")
+    controls: tuple[ControlConfig, ...] = Field(
+        default=(), description="stand-ins for the samples, on which every SAE is trained besides"
+    )
     init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()
@@ -624,4 +654,9 @@ class SuiteConfig(Config):
     def subjects(self) -> tuple[Subject, ...]:
         """Every model or source, each with its SAEs."""
         listed = self.models or (Subject(model=self.model or DEFAULT_MODEL, hooks=self.hooks),)
-        return tuple(subject.model_copy(update={"entries": subject.entries or self.entries}) for subject in listed)
+        return tuple(
+            subject.model_copy(
+                update={"entries": subject.entries or self.entries, "controls": subject.controls or self.controls}
+            )
+            for subject in listed
+        )

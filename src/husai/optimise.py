@@ -36,7 +36,7 @@ NewModel = TypeVar("NewModel")
 
 @dataclass(frozen=True)
 class TrainedModel(Generic[NewModel, Row]):
-    """Final and best weights (lowest held-out loss) with the history that led there."""
+    """Final and best weights (by default of lowest held-out loss) with the history that led there."""
 
     final: NewModel
     best: NewModel
@@ -57,13 +57,15 @@ def optimise(
     loss: Callable[[dict[str, Tensor], Batch], Tensor],
     evaluate: Callable[[dict[str, Tensor], int, float, float], Row],
     snapshot: Callable[[dict[str, Tensor]], NewModel],
+    judge: Callable[[Row], float] = lambda row: row.test_loss,
     on_evaluation: Callable[[Row], None] = lambda _: None,
     on_step: Callable[[int, dict[str, Tensor]], None] = lambda _step, _params: None,
 ) -> TrainedModel[NewModel, Row]:
     """Train `params` in place for `recipe.steps` steps, one batch each.
 
     evaluate(params, step, rate, seconds): called every `log_every` steps and at the end. snapshot(params): a model that
-    later steps leave alone. on_step: called after every step. Raises HusaiError if the loss stops being finite.
+    later steps leave alone. judge: what the best weights are lowest in. on_step: called after every step. Raises
+    HusaiError if the loss stops being finite.
     """
     params = {name: value.requires_grad_() for name, value in params.items()}
     optimiser = torch.optim.AdamW(
@@ -86,8 +88,11 @@ def optimise(
             history.append(evaluate(params, step, rate, time.perf_counter() - start))
             if not history[-1].train_loss < float("inf"):
                 raise HusaiError(f"training: the loss is not finite at step {step}; lower training.lr ({recipe.lr})")
-            if history[-1].test_loss < best_loss:
-                best, best_step, best_loss = snapshot(params), step, history[-1].test_loss
+            if judge(history[-1]) < best_loss:
+                best, best_step, best_loss = snapshot(params), step, judge(history[-1])
             on_evaluation(history[-1])
         on_step(step, params)
+    if not history:  # a control that is not trained at all
+        history.append(evaluate(params, 0, 0.0, time.perf_counter() - start))
+        on_evaluation(history[0])
     return TrainedModel(snapshot(params), best, best_step, tuple(history))

@@ -181,10 +181,11 @@ class LoadedModel(NamedTuple):
 
     @property
     def tier(self) -> str:
-        """Where its truth comes from: `compiled`, `trained` or `recurrent`."""
-        if isinstance(self.model, Recurrent):
-            return "recurrent"
-        return "compiled" if isinstance(self.config, CompiledConfig) else "trained"
+        """Where its truth comes from, `compiled`, `trained` or `recurrent`; or the control it is, `random` or `memorised`."""
+        if isinstance(self.config, CompiledConfig):
+            return "compiled"
+        kind = "recurrent" if isinstance(self.model, Recurrent) else "trained"
+        return (self.config and self.config.control) or kind
 
     @property
     def seed(self) -> int | None:

@@ -133,15 +133,14 @@ def run_suite(
     """
     shown = shown or results
     start = time.perf_counter()
-    places = [_place(subject, suite.name, runs) for subject in suite.subjects]
+    places = [model_place(subject, suite.name, runs) for subject in suite.subjects]
     for subject, place in zip(suite.subjects, places, strict=True):
         if isinstance(subject.model, Recipe) and place and not finished(Path(place)):
             if dry_run:
                 how = "compiled" if isinstance(subject.model, CompiledConfig) else "trained"
                 say(f"missing  {place}: the model would be {how} first")
                 return 0
-            passed = _make(subject.model, Path(place), device=device, tracking=tracking)
-            if not passed and not allow_unverified:
+            if not _make_model(subject.model, Path(place), allow_unverified, device, tracking):
                 return 1
     planned, gates = plan(
         suite, places, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
@@ -150,14 +149,14 @@ def run_suite(
         known = recorded_ids(results)
         for job in planned:
             done = job.cell.run_id in known or finished(Path(job.folder))
-            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.cell.title}")
+            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.title}")
         return 0
     names = ", ".join(dict.fromkeys(job.model_name for job in planned))
     say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {names}")
 
     def on_done(job: Job, computed: bool, left: int) -> None:
         what = f"done ({left} left)" if computed else "finished before"
-        say(f"  [{time.perf_counter() - start:5.0f} s] {job.cell.title}: {what}")
+        say(f"  [{time.perf_counter() - start:5.0f} s] {job.title}: {what}")
         metrics = Path(job.folder) / "metrics.json"
         if computed and metrics.is_file():
             found = json.loads(metrics.read_text(encoding="utf-8"))
@@ -170,18 +169,25 @@ def run_suite(
     return 0
 
 
-def _place(subject: Subject, suite: str, runs: Path) -> str | None:
-    """Where a subject's model is or will be; None for a synthetic source."""
+def model_place(subject: Subject, suite: str, runs: Path) -> str | None:
+    """The MODEL of a subject: the one it names, or the run folder its recipe fills; None for a synthetic source."""
     if isinstance(subject.model, Recipe):
         return str(runs / f"{suite}-{subject.name or 'model'}-{content_hash(subject.model)}")
     return subject.model if isinstance(subject.model, str) else None
 
 
-def _make(recipe: Recipe, place: Path, *, device: str, tracking: Mode) -> bool:
-    """Train or compile a model into `place`; returns whether it passed the gate."""
+def _make_model(recipe: Recipe, place: Path, allow_unverified: bool, device: str, tracking: Mode) -> bool:
+    """Write the run folder of a recipe; returns whether its suite may go on with it.
+
+    A declared control is expected to fail the gate: it is made once, and its suite goes on.
+    """
     if isinstance(recipe, CompiledConfig):
-        return compile_and_report(recipe, place) == 0
-    return train_watched(recipe, place, device=device, tracking=tracking)
+        return compile_and_report(recipe, place) == 0 or allow_unverified
+    if recipe.control:
+        say(f"A {recipe.control} control: it must fail the gate, and all its results are unverified")
+        train_watched(recipe, place, attempts=1, device=device, tracking=tracking)
+        return True
+    return train_watched(recipe, place, device=device, tracking=tracking) or allow_unverified
 
 
 def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:

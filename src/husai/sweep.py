@@ -4,6 +4,7 @@ A cell is finished if its run folder says so or its id stands in the suite's com
 into the tables at once, so an interrupted sweep continues where it stopped, on this machine or another.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,16 @@ from typing import Any
 import pandas as pd
 
 from husai.cell import Cell, Job, SavedModel, hook_of, run_cell
-from husai.config import CirclesSource, PlantedSource, SAEConfig, Subject, SuiteConfig, content_hash
+from husai.config import (
+    CirclesSource,
+    ControlConfig,
+    PlantedSource,
+    SAEConfig,
+    Subject,
+    SuiteConfig,
+    Trainable,
+    content_hash,
+)
 from husai.errors import HusaiError
 from husai.models import resolve_hook, weights_hash
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
@@ -38,10 +48,13 @@ def plan(
 ) -> tuple[list[Job], dict[str, GateReport]]:
     """All cells of a suite as jobs, and the gate report of every model by the name that results give it.
 
-    places: where the model of each of the suite's subjects is; None for a synthetic source. Raises HusaiError for a model,
-    hook or config that does not fit, GateFailed for a model that is not ground truth.
+    places: where the model of each of the suite's subjects is; None for a synthetic source. A recipe that declares itself a
+    control needs no permission to fail the gate: its tier says what it is, and its records are unverified. Raises HusaiError
+    for a model, hook or config that does not fit, or a control that passes the gate; GateFailed for a model that is not
+    ground truth.
     """
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
+    shared = {"threads": max(1, (os.cpu_count() or 1) // jobs), "device": device, "tracking": tracking}
     planned: list[Job] = []
     gates: dict[str, GateReport] = {}
     for subject, place in zip(suite.subjects, places, strict=True):
@@ -49,29 +62,45 @@ def plan(
         if place is None:
             hooks, identity, same = _synthetic(subject, name)
         else:
-            loaded = load_model(place)
-            model, report = check_gate(loaded, allow_unverified=allow_unverified)
-            hooks, identity = [resolve_hook(model, hook) for hook in subject.hooks], weights_hash(model)
-            name = subject.name or (model.name if isinstance(subject.model, str) else name)
-            gates[name] = report
-            same = {
-                "source": SavedModel(place, loaded.task.op),
-                "tier": loaded.tier,
-                "task": loaded.task.op,
-                "p": loaded.task.p,
-                "model_name": name,
-                "model_seed": loaded.seed,
-                "verified": report.passed,
-            }
-        for hook in hooks:
-            for entry in subject.entries:
-                config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
-                cell = Cell(config, hook, identity, suite.analysis)
-                folder, threads = str(runs / cell.run_id), max(1, (os.cpu_count() or 1) // jobs)
-                planned.append(
-                    Job(cell, suite.name, folder=folder, threads=threads, device=device, tracking=tracking, **same)
-                )
+            hooks, identity, same, report = _of_model(subject, name, place, allow_unverified=allow_unverified)
+            gates[same["model_name"]] = report
+        for hook, entry, control in itertools.product(hooks, subject.entries, (None, *subject.controls)):
+            config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
+            samples = identity if control is None else content_hash(identity, control)
+            cell = Cell(config, hook, samples, suite.analysis)
+            named = same if control is None else same | _control_fields(control, same["model_name"])
+            planned.append(Job(cell, suite.name, folder=str(runs / cell.run_id), **shared, **named))
     return planned, gates
+
+
+def _of_model(
+    subject: Subject, name: str, place: str, *, allow_unverified: bool
+) -> tuple[list[str], str, dict[str, Any], GateReport]:
+    """The hooks, the identity and the job fields of a model, and its gate report."""
+    loaded = load_model(place)
+    declared = subject.model.control if isinstance(subject.model, Trainable) else None
+    model, report = check_gate(loaded, allow_unverified=allow_unverified or declared is not None)
+    if declared and report.passed:
+        raise HusaiError(f"model {model.name}: is declared a {declared} control, yet passes the gate")
+    same = {
+        "source": SavedModel(place, loaded.task.op),
+        "tier": loaded.tier,
+        "task": loaded.task.op,
+        "p": loaded.task.p,
+        "model_name": subject.name or (model.name if isinstance(subject.model, str) else name),
+        "model_seed": loaded.seed,
+        "verified": report.passed,
+    }
+    return [resolve_hook(model, hook) for hook in subject.hooks], weights_hash(model), same, report
+
+
+def _control_fields(control: ControlConfig, model_name: str) -> dict[str, Any]:
+    """The job fields in which a control differs from what it stands in for."""
+    return {
+        "control": control,
+        "tier": control.kind,
+        "model_name": f"{model_name}/{control.kind}-{control.seed}",
+    }
 
 
 def _synthetic(subject: Subject, name: str) -> tuple[list[str], str, dict[str, Any]]:
@@ -118,7 +147,7 @@ def sweep(
     failed: list[str] = []
     for left, (job, trouble) in zip(range(len(missing) - 1, -1, -1), _compute(missing, jobs), strict=True):
         if trouble:
-            failed.append(f"{job.cell.title}: {trouble}")
+            failed.append(f"{job.title}: {trouble}")
             continue
         collect(results, job)
         on_done(job, True, left)

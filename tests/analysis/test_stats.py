@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from husai.analysis.stats import pair_interval, pair_mean, seed_interval
+from husai.analysis.stats import Interval, difference_p, holm, pair_interval, pair_mean, seed_interval
 
 # Pairs .5, .7, .9. Without seed 0, 1 or 2 the pair mean is .9, .7 or .5: jackknife variance 2/3·(.04 + 0 + .04).
 BY_HAND = np.array([[1, 0.5, 0.7], [0.5, 1, 0.9], [0.7, 0.9, 1]])
@@ -68,3 +68,25 @@ def test_the_interval_covers_the_mean_of_pairs_that_share_seeds(pair_noise):
 
 def test_the_interval_covers_with_three_seeds():
     assert 0.9 < coverage(3, 0.0) < 0.995
+
+
+def test_holm_by_hand():
+    # .01·4; then .02·3 = .06; then .03·2 = .06; .05·1 would be less than the one before and is raised to it.
+    assert holm(np.array([0.03, 0.01, 0.05, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm(np.array([0.9, 0.5])) == pytest.approx([1, 1]), "never above 1"
+    assert holm(np.array([0.04])) == pytest.approx([0.04])
+
+
+def test_holm_keeps_its_promise_where_bonferroni_would_reject_less():
+    p = np.array([0.001, 0.011, 0.02, 0.04])
+    assert (holm(p) <= 0.05).all()
+    assert (np.minimum(1, 4 * p) <= 0.05).sum() == 2
+
+
+def test_the_p_of_a_difference_is_that_of_a_t_test():
+    values = np.array([0.1, 0.3, 0.2, 0.4])
+    expected = scipy_stats.ttest_1samp(values, 0).pvalue
+    assert difference_p(seed_interval(values), 4) == pytest.approx(expected)
+    assert difference_p(seed_interval(values - values.mean()), 4) == pytest.approx(1)
+    assert difference_p(Interval(0.2, 0.0, 0.4), 5) == pytest.approx(0.05), "the interval ends at 0"
+    assert np.isnan(difference_p(seed_interval(values[:1]), 1))

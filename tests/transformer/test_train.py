@@ -8,6 +8,7 @@ from husai.optimise import cross_entropy
 from husai.schedule import trapezoid
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.transformer.model import init_params
 from husai.transformer.train import train_transformer
 
 
@@ -168,3 +169,21 @@ def test_true_labels_do_not(recipe):
 def test_a_loss_that_is_not_finite_ends_training_in_a_sentence(recipe, lr):
     with pytest.raises(HusaiError, match=r"the loss is not finite at step \d+; lower training.lr"):
         train_transformer(recipe(lr=lr))
+
+
+def test_no_steps_leave_the_weights_as_drawn(recipe):
+    config = recipe(steps=0, init_seed=3)
+    run = train_transformer(config)
+    drawn = init_params(config.transformer, config.task.p, generator=generator("model-init", 3))
+    assert all(torch.equal(run.best.params[name], value) for name, value in drawn.items())
+    assert [row.step for row in run.history] == [0]
+    assert (config.control, recipe().control) == ("random", None)
+
+
+def test_the_best_memoriser_is_the_one_that_memorised(recipe):
+    """Held-out loss only rises when labels are shuffled, and its lowest would be hardly trained."""
+    settings = {"batch_size": None, "steps": 200, "lr": 1e-2, "weight_decay": 0.0, "log_every": 20}
+    run = train_transformer(recipe(shuffle_labels=True, **settings))
+    assert run.best_step > 100
+    assert min(run.history, key=lambda row: row.test_loss).step < run.best_step
+    assert recipe(shuffle_labels=True).control == "memorised"

@@ -1,4 +1,4 @@
-"""Intervals over seeds. Pairs share SAEs, so pairs are never treated as independent. (docs/method.md §Uncertainty)"""
+"""Intervals over seeds and p-values. Pairs share SAEs and are never taken as independent. (docs/method.md §Uncertainty)"""
 
 from typing import NamedTuple
 
@@ -53,3 +53,25 @@ def _interval(mean: float, error: float, count: int, level: float) -> Interval:
 def monte_carlo_p(observed: float, draws: Float[np.ndarray, "draws"]) -> float:
     """(1 + number of draws ≥ observed) / (1 + draws): never below 1/(R + 1)."""
     return float((1 + (np.asarray(draws) >= observed).sum()) / (1 + len(draws)))
+
+
+def difference_p(difference: Interval, seeds: int, level: float = 0.95) -> float:
+    """Two-sided p of no difference, from the t interval that `seed_interval` or `pair_interval` gave it.
+
+    nan where there is no interval.
+    """
+    error = (difference.high - difference.mean) / float(student.ppf((1 + level) / 2, seeds - 1))
+    return 2 * float(student.sf(abs(difference.mean) / error, seeds - 1)) if error > 0 else float("nan")
+
+
+def holm(p_values: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
+    """p-values corrected for their number (Holm 1979): rejecting those ≤ α is wrong in any of them at most with chance α.
+
+    The i-th smallest of m is multiplied by m − i + 1; none is smaller than one before it, or above 1.
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = p_values.argsort(kind="stable")
+    scaled = p_values[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty_like(scaled)
+    corrected[order] = np.maximum.accumulate(scaled).clip(max=1.0)
+    return corrected

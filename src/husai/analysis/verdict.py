@@ -18,7 +18,8 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)
 
-    every = "every rung that needs no training: " if len(above) == len(names) else ""
+    drawn = "" if "surrogate_trained" in rungs else " that needs no training"
+    every = f"every rung{drawn}: " if len(above) == len(names) else ""
     parts = [f"exceeds {every}{', '.join(above)}" if above else "exceeds no rung"]
     parts += [f"is not told apart from {listed(level)}"] if level else []
     parts += [f"falls short of {listed(below)}"] if below else []

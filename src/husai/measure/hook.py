@@ -43,8 +43,13 @@ class Hook:
         try:
             truth = find_truth(activations)
         except HusaiError:
-            return cls(x, families=families(task), task=task)
+            return cls.without_truth(activations)
         return cls(x, truth, shift_maps(activations, truth), families(task), task)
+
+    @classmethod
+    def without_truth(cls, activations: Activations) -> "Hook":
+        """A hook where there is nothing to recover; codes can still be read as functions of the grid."""
+        return cls(activations.x, families=families(activations.task), task=activations.task)
 
     @classmethod
     def of_circles(cls, circles: Circles) -> "Hook":

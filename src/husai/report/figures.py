@@ -299,10 +299,10 @@ def gate_summary(model: str, gate: dict[str, Any]) -> Figure:
 def drawings(results: SuiteResults) -> dict[str, Callable[[], Figure]]:
     """The figures that apply, by file name: agreement needs pairs of seeds, tuning maps one model with a grid, gates models."""
     of_pairs = (ladder, stability_over_steps, stability_matrices) if results.seeds > 1 else ()
-    of_grids = (feature_tuning,) if results.gates and len(results.models) == 1 else ()
+    of_grids = (feature_tuning,) if results.gates and len(results.sources) == 1 else ()
     found = {draw.__name__: partial(draw, results) for draw in (*of_pairs, *of_grids)}
     for model, gate in results.gates.items():
-        suffix = f"_{model}" if len(results.models) > 1 else ""
+        suffix = f"_{model}" if len(results.sources) > 1 else ""
         found |= {f"{draw.__name__}{suffix}": partial(draw, model, gate) for draw in (fourier_spectrum, gate_summary)}
     return found
 

@@ -22,6 +22,11 @@ def rows_of(frame: Any) -> list[dict[str, Any]]:
     return frame.to_dict(orient="records")
 
 
+def source_of(model: str) -> str:
+    """The model or source that a control stands in for; any other is its own."""
+    return model.split("/", 1)[0]
+
+
 @dataclass(frozen=True)
 class CellView:
     """One cell: its labels and its figures over all seeds."""
@@ -47,13 +52,24 @@ class CellView:
         """Where the SAEs were trained: the hook, after the model's name if the suite has several models or sources."""
         if not self.among_several:
             return self.short_hook
-        return self.model if self.hook == self.tier else f"{self.model} {self.short_hook}"
+        source = source_of(self.model)
+        return f"{source} {self.short_hook}" if self.hook.startswith("blocks.") else source
 
     @property
     def label(self) -> str:
+        return self.setting + (f", {self.control}" if self.control else "")
+
+    @property
+    def setting(self) -> str:
+        """Architecture, width and sparsity."""
         name = {"topk": "TopK", "relu": "ReLU"}.get(self.architecture, self.architecture)
         dial = {"k": "k", "l1_coefficient": "λ"}.get(self.sparsity_param, self.sparsity_param)
         return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
+
+    @property
+    def control(self) -> str:
+        """Kind and seed of what stands in for the activations, such as `surrogate-0`; '' for the activations themselves."""
+        return self.model.rsplit("/", 1)[1] if self.tier in ("surrogate", "permuted") else ""
 
     @property
     def steps(self) -> int:
@@ -84,9 +100,37 @@ class CellView:
             matrix[seeds.index(a), seeds.index(b)] = matrix[seeds.index(b), seeds.index(a)] = value
         return matrix
 
+    def per_seed(self, metric: str) -> np.ndarray:
+        """A score of single SAEs at the end, by seed; empty if the score is one of pairs or was not computed."""
+        found = {
+            (row["init_seed"], row["data_seed"]): row["value"]
+            for row in rows_of(self.records[self.records["init_seed"].notna() & self.records["init_seed_b"].isna()])
+            if (row["metric"], row["step"], row["null"]) == (metric, self.steps, "")
+        }
+        return np.array([found[seeds] for seeds in sorted(found)])
+
+    @property
+    def seeds(self) -> int:
+        return len(self.per_seed("explained_variance"))
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.records["verified"].all())
+
+    @property
+    def title(self) -> str:
+        return f"{source_of(self.model)}, {self.short_hook}, {self.label}"
+
     @property
     def slug(self) -> str:
-        return f"{self.place.replace(' ', '_')}_{self.architecture}_{self.d_sae}_{self.sparsity_param}{self.sparsity:g}"
+        parts = (
+            self.place.replace(" ", "_"),
+            self.architecture,
+            self.d_sae,
+            f"{self.sparsity_param}{self.sparsity:g}",
+            self.control,
+        )
+        return "_".join(str(part) for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -128,9 +172,9 @@ class SuiteResults:
 
     @cached_property
     def cells(self) -> list[CellView]:
-        """Cells by model (in the suite's order), hook, width, architecture and sparsity."""
-        keys = ["model", "hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged", "tier"]
-        several = len(self.models) > 1
+        """Cells by model (in the suite's order), hook, width, architecture and sparsity, controls after what they stand for."""
+        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "model", "run_id", "converged", "tier"]
+        several = len(self.sources) > 1
         found = [
             CellView(
                 str(run),
@@ -145,14 +189,30 @@ class SuiteResults:
                 several,
                 rows,
             )  # pyright: ignore
-            for (model, hook, d, kind, name, value, run, done, tier), rows in self.records.groupby(keys, sort=True)  # pyright: ignore
+            for (hook, d, kind, name, value, model, run, done, tier), rows in self.records.groupby(keys, sort=True)  # pyright: ignore
         ]
         return sorted(found, key=lambda cell: self.models.index(cell.model))
 
     @cached_property
     def models(self) -> list[str]:
-        """Names of models and sources, in the suite's order."""
+        """Names of models, sources and their controls, in the suite's order."""
         return list(self.truth)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The same without controls."""
+        return list(dict.fromkeys(map(source_of, self.models)))
+
+    def surrogate_of(self, cell: CellView) -> CellView | None:
+        """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
+
+        None too if the suite has several entries of this setting, whose cells cannot be told apart.
+        """
+        same = [c for c in self.cells if (c.place, c.setting) == (cell.place, cell.setting)]
+        if cell.control or sum(not c.control for c in same) != 1:
+            return None
+        surrogates = [c for c in same if c.tier == "surrogate"]
+        return min(surrogates, key=lambda c: int(c.control.rsplit("-", 1)[1]), default=None)
 
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:

@@ -30,6 +30,12 @@ def named(cell: CellView) -> list[str]:
     return [cell.place, cell.label + ("" if cell.converged else " *")]
 
 
+def has(cell: CellView, metric: str) -> bool:
+    """Whether the metric was computed."""
+    value = cell.value(metric).mean
+    return value == value
+
+
 def fit_table(cells: list[CellView]) -> str:
     header = ["hook", "SAE", "steps", "EV", "L0", "dead", "live atoms"]
     rows = [
@@ -46,17 +52,20 @@ def fit_table(cells: list[CellView]) -> str:
     return markdown(header, rows)
 
 
-def stability_table(cells: list[CellView]) -> str:
-    header = ["hook", "SAE", "pwmcc", *NULLS, "adjusted by data_points", "max_cosine"]
+def stability_table(results: SuiteResults) -> str:
+    twins = {cell.run_id: results.surrogate_of(cell) for cell in results.cells}
+    trained = ["surrogate_trained"] if any(twins.values()) else []
+    header = ["hook", "SAE", "pwmcc", *NULLS, *trained, "adjusted by data_points", "max_cosine"]
     rows = [
         [
             *named(cell),
             interval(cell.value("pwmcc")),
             *(interval(cell.value("pwmcc", null)) for null in NULLS),
+            *(interval(twin.value("pwmcc")) if (twin := twins[cell.run_id]) else "–" for _ in trained),
             adjusted_text(cell, "data_points"),
             number(cell.value("max_cosine").mean),
         ]
-        for cell in cells
+        for cell in results.cells
     ]
     return markdown(header, rows)
 
@@ -88,7 +97,7 @@ def recovery_table(cells: list[CellView]) -> str:
     rows = [
         [
             *named(cell),
-            interval(cell.value("fourier_overlap")),
+            interval(cell.value("fourier_overlap")) if has(cell, "fourier_overlap") else "no truth",
             *(number(cell.value("fourier_overlap", null).mean) for null in NULLS),
             number(cell.value("fourier_overlap_unweighted").mean),
             number(cell.value("decoder_overlap").mean),
@@ -125,15 +134,14 @@ def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     return markdown(["hook", "SAE", *labels], rows)
 
 
-def sentences(cell: CellView) -> tuple[str, str]:
-    """What the numbers say of one cell: the rungs it exceeds, and its symmetry."""
-    rungs = {
-        null: cell.value("pwmcc", null)
-        for null in NULLS
-        if cell.value("pwmcc", null).mean == cell.value("pwmcc", null).mean
-    }
+def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
+    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
+    scored = {null: cell.value("pwmcc", null) for null in NULLS}
+    if surrogate is not None:
+        scored["surrogate_trained"] = surrogate.value("pwmcc")
+    rungs = {null: score for null, score in scored.items() if score.mean == score.mean}
     symmetry = ""
-    if cell.value("aligned").mean == cell.value("aligned").mean:
+    if has(cell, "aligned"):
         symmetry = symmetry_sentence(
             cell.value("pwmcc").mean,
             cell.value("shifted").mean,
@@ -163,7 +171,7 @@ def gate_lines(name: str, gate: dict[str, Any]) -> str:
 def truth_lines(results: SuiteResults) -> str:
     lines = []
     for name, hooks in results.truth.items():
-        named = f"{name} " if len(results.models) > 1 else ""
+        named = f"{name} " if len(results.sources) > 1 else ""
         lines += [
             f"- {named}`{hook}` ({truth['dim']} dimensions): {_truth_text(truth)}" for hook, truth in hooks.items()
         ]
@@ -187,15 +195,15 @@ def summary(results: SuiteResults) -> str:
     """The text of `summary.md`."""
     verdicts = "\n".join(
         f"- **{cell.place}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
-        + " ".join(sentences(cell)).strip()
+        + " ".join(sentences(cell, results.surrogate_of(cell))).strip()
         for cell in results.cells
     )
     gates = "\n".join(gate_lines(name, gate) for name, gate in results.gates.items())
     circuit = f"## The circuit\n\n{gates}\n" if gates else ""
-    moved = [cell for cell in results.cells if cell.value("shifted").mean == cell.value("shifted").mean]
+    moved = [cell for cell in results.cells if has(cell, "shifted")]
     symmetry = f"## Symmetry\n\n{symmetry_table(moved)}\n" if moved else ""
-    planted = [cell for cell in results.cells if cell.tier == "planted"]
-    fourier = [cell for cell in results.cells if cell.tier != "planted"]
+    planted = [cell for cell in results.cells if has(cell, "gt_mcc")]
+    fourier = [cell for cell in results.cells if not has(cell, "gt_mcc")]
     recovery, judged = [], []
     if planted:
         recovery.append(f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(planted)}")
@@ -223,7 +231,7 @@ over the last doubling of steps.
 {fit_table(results.cells)}
 ## Stability: pwmcc beside its chance levels
 
-{stability_table(results.cells)}
+{stability_table(results)}
 {symmetry}{chr(10).join(recovery)}"""
 
 

@@ -129,6 +129,10 @@ def train_transformer(
     def evaluate(params: Params, step: int, rate: float, seconds: float) -> Evaluation:
         return _evaluate(params, data, task.p, step, step // per_epoch, rate, seconds)
 
+    def judge(row: Evaluation) -> float:
+        """Shuffled labels can only be memorised: their held-out loss says nothing."""
+        return row.train_loss if recipe.shuffle_labels else row.test_loss
+
     def on_step(step: int, params: Params) -> None:
         epoch, unfinished = divmod(step, per_epoch)
         if recipe.checkpoint_epochs and not unfinished and epoch % recipe.checkpoint_epochs == 0:
@@ -141,6 +145,7 @@ def train_transformer(
         loss=loss,
         evaluate=evaluate,
         snapshot=snapshot,
+        judge=judge,
         on_evaluation=on_evaluation,
         on_step=on_step,
     )
