@@ -26,7 +26,7 @@ def test_basis_is_orthonormal():
 
 
 def test_overlap_of_atoms_in_the_true_planes_is_1_and_comes_with_nulls(model):
-    truth = husai.find_truth(husai.extract(model.transformer, model.task, "resid_post"))
+    truth = husai.find_truth(husai.extract(model.model, model.task, "resid_post"))
     inside = random_atoms(40, truth.union.shape[1], 0) @ truth.union.float().T
     score = husai.compute_fourier_overlap(dictionary(inside), model, "resid_post")
     assert float(score) == pytest.approx(1, abs=1e-5)
@@ -45,6 +45,23 @@ def test_pwmcc_of_a_dictionary_with_itself_is_1_and_of_two_random_ones_is_its_nu
     with_model = husai.compute_pwmcc(dictionary(first), dictionary(second), model)
     assert set(with_model.nulls) == {"ambient", "data", "data_points"}
     assert with_model.nulls["data_points"] > with_model.nulls["ambient"]
+
+
+def test_score_has_every_figure_of_one_dictionary_beside_its_nulls(model):
+    truth = husai.find_truth(husai.extract(model.model, model.task, "resid_post"))
+    inside = random_atoms(40, truth.union.shape[1], 0) @ truth.union.float().T
+    found = husai.score(dictionary(inside, hook_name="blocks.0.hook_resid_post"), model)
+    assert {"explained_variance", "l0", "dead", "n_live", "purity", "fourier_overlap", "decoder_overlap"} <= set(found)
+    assert not {"pwmcc", "aligned"} & set(found), "these take several seeds"
+    overlap = found["fourier_overlap"]
+    assert float(overlap) == pytest.approx(1, abs=1e-5)
+    assert set(overlap.nulls) == {"ambient", "data", "data_points"}
+    assert overlap.adjusted["ambient"] == pytest.approx(1, abs=1e-5)
+    assert found["explained_variance"].nulls == {}
+
+
+def test_adjusting_by_hand_and_not_by_a_null_that_leaves_no_room():
+    assert husai.Score(0.75, {"ambient": 0.5, "data": 0.95}).adjusted == {"ambient": 0.5, "data": None}
 
 
 @pytest.mark.parametrize(("value", "band"), [(0.71, "high"), (0.5, "moderate"), (0.35, "low-moderate"), (0.2, "low")])
@@ -69,7 +86,7 @@ def test_saes_are_compared_at_the_hook_they_were_trained_on(model):
 def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
     from dataclasses import replace
 
-    broken = replace(model.transformer, params={**model.transformer.params})
+    broken = replace(model.model, params={**model.model.params})
     broken.params["unembed.W_U"] = broken.params["unembed.W_U"].roll(1, 1)
     with pytest.warns(UserWarning, match="is not verified: accuracy"):
         husai.compute_fourier_overlap(dictionary(random_atoms(16, 128, 6)), broken)

@@ -211,4 +211,16 @@ def test_sae_train_writes_folders_that_saelens_layout_has(tmp_path):
     assert "pwmcc_ambient" in metrics
     for seed in range(3):
         assert (tmp_path / "saes" / f"seed-{seed}-{seed}" / "cfg.json").is_file()
+    one = tmp_path / "saes" / "seed-0-0"
+    scores = json.loads(husai("sae", "score", one, "--model", "add-p59-0", "--json", cwd=tmp_path).stdout)
+    assert all(set(score) == {"value", "nulls", "adjusted"} for score in scores.values())
+    assert set(scores["fourier_overlap"]["nulls"]) == set(scores["fourier_overlap"]["adjusted"])
+    shown = husai("sae", "score", one, "--model", "add-p59-0", cwd=tmp_path).stdout
+    assert "fourier_overlap" in shown
+    assert "chance: ambient" in shown
+    for arguments, message in (
+        ((tmp_path, "--model", "add-p59-0"), "is not a SAELens folder (no cfg.json)"),
+        ((one, "--model", "add-p59-0", "--hook", "embed"), "the SAEs were trained on blocks.0.hook_resid_post"),
+    ):
+        assert message in sentence(husai("sae", "score", *arguments, cwd=tmp_path))
     shutil.rmtree(tmp_path / "saes")

@@ -77,19 +77,49 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         ({"hooks": []}, "'hooks': at least one hook of the model must be named, such as resid_post"),
         ({"model": {"taks": {}}}, "unknown key 'model.taks', did you mean 'task'?"),
         ({"model": 5}, "'model': input should be a valid dictionary"),
+        ({"models": [{"model": "m", "hooks": ["embed"]}]}, "'hooks': the suite has a list of models, each with hooks"),
+        ({"models": [{"model": "m"}]}, "'models.0.hooks': at least one hook of the model must be named"),
+        ({"models": [{"model": {"planted": {}}}]}, "'models': each entry needs a name, unless its model is one"),
+        ({"models": [{"model": "m", "hooks": ["embed"]}] * 2}, "'models': two entries are called m"),
+        ({"models": [{"model": {"kind": "clock", "key": [1]}}]}, "unknown key 'models.0.model.key'"),
         ({"init_seeds": [0, -1]}, "'init_seeds.1': input should be greater than or equal to 0, got -1"),
         ({"data_seeds": [-5]}, "'data_seeds.0': input should be greater than or equal to 0, got -5"),
     ],
 )
 def test_problems_deep_in_a_suite_are_named_as_they_stand_in_its_file(change, message):
-    assert SuiteConfig.parse(SUITE).model == "add-p113-0"
+    assert SuiteConfig.parse(SUITE).subjects[0].model == "add-p113-0"
     with pytest.raises(HusaiError) as caught:
         SuiteConfig.parse({**SUITE, **change})
     assert message in str(caught.value)
 
 
+def test_a_list_of_models_shares_the_suites_entries_unless_it_has_its_own():
+    own = {"sae": {"architecture": "relu"}}
+    clock = {"kind": "clock", "keys": [2]}
+    models = [
+        {"name": "atoms", "model": {"planted": {}}, "entries": [own]},
+        {"name": "clock", "model": clock, "hooks": ["mlp_out"]},
+        {"model": "add-p59-0", "hooks": ["mlp_out"]},
+    ]
+    suite = SuiteConfig.parse({"name": "s", "models": models, "entries": [{"sae": {"architecture": "topk"}}]})
+    assert [subject.entries[0].sae.architecture for subject in suite.subjects] == ["relu", "topk", "topk"]
+    assert suite.subjects[1].model == CompiledConfig.parse(clock)
+    assert SuiteConfig.parse(suite.model_dump(mode="json")) == suite
+    with pytest.raises(HusaiError, match="'model': the suite has a list of models; leave out model"):
+        SuiteConfig.parse({**suite.model_dump(mode="json"), "model": "add-p59-0"})
+
+
+def test_a_later_field_leaves_run_ids_and_files_of_its_default_as_they_were():
+    plain, rectified = TopKConfig(), TopKConfig(auxk_rectified=True)
+    assert "auxk_rectified" not in plain.to_yaml()
+    assert "auxk_rectified: true" in rectified.to_yaml()
+    assert content_hash(plain) != content_hash(rectified)
+
+
 def test_a_file_of_another_kind_is_told_by_its_keys():
-    with pytest.raises(HusaiError, match=r"unknown key 'task' \(and \d more\)\. Allowed here: name, model, hooks"):
+    with pytest.raises(
+        HusaiError, match=r"unknown key 'task' \(and \d more\)\. Allowed here: name, models, model, hooks"
+    ):
         SuiteConfig.parse({"task": {"p": 59}, "training": {"steps": 5}})
 
 

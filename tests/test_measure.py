@@ -76,7 +76,7 @@ def hook(activations) -> Hook:
 
 @pytest.fixture(scope="module")
 def members(ensembles, hook) -> dict[int, Members]:
-    return {step: Members.of(ensemble, hook) for step, ensemble in ensembles.items()}
+    return {step: Members.of(ensemble.dictionaries, hook) for step, ensemble in ensembles.items()}
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activation
     hook = Hook.of(shuffled)
     assert hook.truth is None
     assert hook.shifts is None
-    result = measure(Members.of(ensembles[150], hook), hook, ANALYSIS, final=False)
+    result = measure(Members.of(ensembles[150].dictionaries, hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | STABILITY
     assert not metrics & (RECOVERY | SYMMETRY)
@@ -217,7 +217,7 @@ def test_a_hook_without_truth_has_stability_but_no_overlap(ensembles, activation
 def test_one_seed_has_no_stability(ensembles, hook):
     whole = ensembles[150]
     alone = SAEEnsemble(whole.params.map(lambda v: v[1:2]), whole.config, whole.init_seeds[1:2], whole.data_seeds[1:2])
-    result = measure(Members.of(alone, hook), hook, ANALYSIS, final=False)
+    result = measure(Members.of(alone.dictionaries, hook), hook, ANALYSIS, final=False)
     metrics = {row.metric for row in result.rows}
     assert metrics >= FIT | RECOVERY
     assert not metrics & (STABILITY | SYMMETRY)
@@ -228,7 +228,7 @@ def test_a_seed_without_live_atoms_is_an_error(ensembles, hook):
     b_enc[1] = -1e6
     silent = replace(ensembles[150], params=ensembles[150].params._replace(b_enc=b_enc))
     with pytest.raises(HusaiError, match="without live atoms"):
-        measure(Members.of(silent, hook), hook, ANALYSIS, final=False)
+        measure(Members.of(silent.dictionaries, hook), hook, ANALYSIS, final=False)
 
 
 def test_the_verdict_names_rungs_by_their_own_levels(final):
@@ -312,7 +312,7 @@ def axes() -> tuple[Hook, SAEEnsemble]:
 
 def test_measured_by_hand(axes):
     hook, ensemble = axes
-    members = Members.of(ensemble, hook)
+    members = Members.of(ensemble.dictionaries, hook)
     result = measure(members, hook, ANALYSIS, final=True)
     first = {row.metric: row.value for row in result.rows if row.seed == 0 and row.seed_b is None and not row.null}
     assert first["explained_variance"] == pytest.approx(1)
@@ -328,7 +328,7 @@ def test_measured_by_hand(axes):
 
 def test_atoms_by_hand(axes):
     hook, ensemble = axes
-    table = atom_table(Members.of(ensemble, hook), ensemble, hook)
+    table = atom_table(Members.of(ensemble.dictionaries, hook), ensemble, hook)
     first = table[table.init_seed == 0]
     assert first.label.tolist() == ["sum"] * 8
     assert first.k.tolist() == [2] * 4 + [5] * 4
@@ -356,7 +356,7 @@ def test_rare_atoms_count_less_by_hand():
     W_dec = torch.eye(4)[torch.tensor([[0, 1, 2], [0, 1, 3]])]
     params = Params(W_dec.mT.contiguous(), torch.zeros(2, 3), W_dec, torch.zeros(2, 4))
     hook = Hook.of(Activations(x, task, "hook", "planted"))
-    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)), hook)
+    members = Members.of(SAEEnsemble(params, ReLUConfig(d_sae=3), (0, 1), (0, 1)).dictionaries, hook)
     result = measure(members, hook, ANALYSIS, final=False)
     assert result.value("n_live").mean == 3
     assert result.value("n_frequent").mean == 2
@@ -394,7 +394,7 @@ def true_twice(planted_hook) -> tuple[SAEEnsemble, Members]:
     other = torch.nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1)
     ensemble = dictionaries(true, true[torch.randperm(20, generator=g)], torch.cat([other, true[5:]]))
     ensemble.params.b_enc[2, 7] = -1e6
-    return ensemble, Members.of(ensemble, planted_hook)
+    return ensemble, Members.of(ensemble.dictionaries, planted_hook)
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +402,7 @@ def planted_result(true_twice, planted_hook):
     random = dictionaries(
         *(torch.nn.functional.normalize(torch.randn(20, 16, generator=generator("r", i)), dim=1) for i in range(3))
     )
-    start = measure(Members.of(random, planted_hook), planted_hook, ANALYSIS, final=False)
+    start = measure(Members.of(random.dictionaries, planted_hook), planted_hook, ANALYSIS, final=False)
     return measure(true_twice[1], planted_hook, ANALYSIS, final=True, untrained=start)
 
 
@@ -444,7 +444,7 @@ def test_a_true_dictionary_with_a_fitting_threshold_tells_when_its_atoms_are_act
     true = planted_hook.planted.atoms
     scores = {}
     for threshold in (0.0, 0.5):
-        members = Members.of(dictionaries(true, threshold=threshold), planted_hook)
+        members = Members.of(dictionaries(true, threshold=threshold).dictionaries, planted_hook)
         scores[threshold] = members.firings[0]
     assert scores[0.0].firing_recall > 0.85
     assert scores[0.0].firing_precision < 0.3
@@ -473,7 +473,7 @@ def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
     planes = [subspace.basis.float().T for subspace in circles_hook.truth.subspaces]
     ends = torch.cat([planes[0], -planes[0], planes[1], -planes[1]])
     ensemble = dictionaries(ends, ends)
-    members = Members.of(ensemble, circles_hook)
+    members = Members.of(ensemble.dictionaries, circles_hook)
     result = measure(members, circles_hook, ANALYSIS, final=True)
     metrics = {key[0] for key in overall(result) if not key[1]}
     assert metrics == FIT | RECOVERY | {f"{m}_unweighted" for m in RECOVERY} | STABILITY | VARIANTS | SYMMETRY | {
@@ -494,5 +494,7 @@ def test_one_atom_an_answer_is_closed_under_the_shifts_of_circles(circles_hook):
     maps = circles_hook.shifts
     moved = torch.nn.functional.normalize(means @ maps.basis @ maps.maps[1] @ maps.basis.T, dim=1)
     torch.testing.assert_close(moved, means.roll(-1, 0), atol=1e-4, rtol=0)
-    result = measure(Members.of(dictionaries(means, means), circles_hook), circles_hook, ANALYSIS, final=True)
+    result = measure(
+        Members.of(dictionaries(means, means).dictionaries, circles_hook), circles_hook, ANALYSIS, final=True
+    )
     assert result.value("self_shift").mean == pytest.approx(1, abs=1e-4)

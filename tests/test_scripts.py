@@ -47,7 +47,7 @@ def test_all_five_stages_pass_on_a_reference(config, capsys):
 
 
 def test_stage_1_fails_alone_when_the_answers_are_scrambled(config, tmp_path, capsys):
-    model = load_model("add-p59-0").transformer
+    model = load_model("add-p59-0").model
     scrambled = {**model.params, "unembed.W_U": model.params["unembed.W_U"].roll(1, 1)}
     save_weights(replace(model, params=scrambled), tmp_path / "scrambled.safetensors")
     assert pipeline.run_pipeline(str(tmp_path / "scrambled.safetensors"), config, "resid_post") == 1

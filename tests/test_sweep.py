@@ -258,9 +258,9 @@ def test_a_suite_on_the_walks_of_a_network_measures_everything(rotating, tmp_pat
     assert (tmp_path / "results" / "figures" / "feature_tuning.png").is_file()
     longer = replace(rotating(length=3), name="longer").to(torch.float32)
     models.save_weights(longer, tmp_path / "rotating.safetensors")
-    assert plan(suite, suite.model, tmp_path)[0][0].cell.run_id != cell  # other walks are other samples
+    assert plan(suite, [suite.model], tmp_path)[0][0].cell.run_id != cell  # other walks are other samples
     with pytest.raises(HusaiError, match="a recurrent network has one hook, 'hidden'"):
-        plan(SuiteConfig.parse({**data, "hooks": ["resid_post"]}), suite.model, tmp_path)
+        plan(SuiteConfig.parse({**data, "hooks": ["resid_post"]}), [suite.model], tmp_path)
 
 
 def test_a_suite_trains_a_recurrent_recipe_first(small_network, tmp_path, capsys):
@@ -430,7 +430,7 @@ def test_the_report_of_a_synthetic_source_shows_what_applies(synthetic, tmp_path
     assert "## The circuit" not in text
     assert "nan" not in text
     assert json.loads((place / "results" / "gate.json").read_text()) == {}
-    truth = json.loads((place / "results" / "truth.json").read_text())[kind]
+    truth = json.loads((place / "results" / "truth.json").read_text())["tiny-model"][kind]
     if kind == "planted":
         assert "16 planted atoms" in text
         assert "gt_mcc beside its chance levels" in text
@@ -455,8 +455,8 @@ def test_a_finished_synthetic_suite_is_never_redone_and_another_source_is_anothe
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_job_draws_the_same_samples_in_any_process(kind, tmp_path):
-    (job,), report = plan(synthetic_suite(kind), None, tmp_path)
-    assert report is None
+    (job,), gates = plan(synthetic_suite(kind), [None], tmp_path)
+    assert gates == {}
     assert torch.equal(hook_of(job).x, hook_of(pickle.loads(pickle.dumps(job))).x)
 
 
@@ -469,3 +469,77 @@ def test_a_source_that_cannot_be_drawn_is_one_sentence(tmp_path):
             jobs=1,
         )
     assert not (tmp_path / "r").exists()
+
+
+# --- several models ---
+
+
+def several_models() -> SuiteConfig:
+    entry = {"sae": {"architecture": "topk", "d_sae": 16, "k": 1, "k_aux": 2, "dead_steps": 5}, "training": SHORT}
+    clock = {"kind": "clock", "keys": [2, 3, 5], "task": {"op": "add", "p": 29}}
+    models = [
+        {"name": "my-clock", "model": clock, "hooks": ["mlp_out", "resid_mid"]},
+        {"name": "atoms", "model": {"planted": SOURCES["planted"]}, "entries": [{**entry, "sae": TOPK_2}]},
+        {"model": "add-p59-0", "hooks": ["mlp_out"]},
+    ]
+    data = {name: SUITE[name] for name in ("init_seeds", "data_seeds", "analysis")}
+    return SuiteConfig.parse({"name": "several", "models": models, "entries": [entry], **data})
+
+
+TOPK_2 = {"architecture": "topk", "d_sae": 16, "k": 2, "k_aux": 2, "dead_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    place = tmp_path_factory.mktemp("several")
+    assert run_suite(several_models(), place / "results", place / "runs", jobs=1) == 0
+    return place
+
+
+def test_a_suite_of_several_models_trains_on_each_at_its_own_hooks(several):
+    cells = records(several)[["model", "tier", "hook", "sparsity", "p"]].drop_duplicates()
+    assert sorted(map(tuple, cells.itertuples(index=False))) == [
+        ("add-p59-0", "trained", "blocks.0.hook_mlp_out", 1.0, 59),
+        ("atoms", "planted", "planted", 2.0, 0),
+        ("my-clock", "compiled", "blocks.0.hook_mlp_out", 1.0, 29),
+        ("my-clock", "compiled", "blocks.0.hook_resid_mid", 1.0, 29),
+    ]
+    gates = json.loads((several / "results" / "gate.json").read_text())
+    assert [(name, gate["p"], gate["passed"]) for name, gate in gates.items()] == [
+        ("my-clock", 29, True),
+        ("add-p59-0", 59, True),
+    ]
+
+
+def test_the_report_of_several_models_goes_by_their_order_and_names_them(several, tmp_path):
+    results = SuiteResults.load(several / "results")
+    assert [cell.place for cell in results.cells] == [
+        "my-clock mlp_out",
+        "my-clock resid_mid",
+        "atoms",
+        "add-p59-0 mlp_out",
+    ]
+    write_report(several / "results", tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    for part in (
+        "Model `my-clock` (add, p = 29)",
+        "Model `add-p59-0` (add, p = 59)",
+        "- atoms `planted`",
+        "| atoms | TopK",
+    ):
+        assert part in text
+    assert text.count("## Recovery: ") == 2
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {
+        *("ladder", "stability_over_steps", "stability_matrices"),
+        *(
+            f"{figure}_{model}"
+            for figure in ("fourier_spectrum", "gate_summary")
+            for model in ("my-clock", "add-p59-0")
+        ),
+    }
+
+
+def test_a_suites_compiled_model_is_not_compiled_twice(several, no_computing, capsys):
+    assert run_suite(several_models(), several / "results", several / "runs", jobs=1, dry_run=True) == 0
+    assert capsys.readouterr().out.count("finished") == 4

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from husai.activations import extract
-    from husai.api import Score, compute_fourier_overlap, compute_pwmcc
+    from husai.api import Score, compute_fourier_overlap, compute_pwmcc, score
     from husai.errors import HusaiError
     from husai.runs import load_model
     from husai.sae.weights import load_sae
@@ -25,6 +25,7 @@ _EXPORTS = {
     "get_fourier_basis": "husai.truth.fourier",
     "load_model": "husai.runs",
     "load_sae": "husai.sae.weights",
+    "score": "husai.api",
     "verify": "husai.truth.circuit",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "get_fourier_basis",
     "load_model",
     "load_sae",
+    "score",
     "verify",
 ]
 

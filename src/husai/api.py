@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from husai.activations import Activations, extract
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import pwmcc
-from husai.analysis.nulls import DRAWN_NULLS, sampler
+from husai.analysis.nulls import DRAWN_NULLS, NULL_LIMIT, sampler
 from husai.analysis.recovery import fourier_overlap
+from husai.config import AnalysisConfig
 from husai.errors import HusaiError
+from husai.measure import Hook, Members, measure
 from husai.models import Model
 from husai.recurrent.model import Recurrent
 from husai.runs import LoadedModel, check_gate
@@ -29,6 +31,13 @@ class Score:
 
     value: float
     nulls: dict[str, float]
+
+    @property
+    def adjusted(self) -> dict[str, float | None]:
+        """(score − null) / (1 − null) for each null; None for one above .9, where the ratio would mean nothing."""
+        return {
+            name: None if null > NULL_LIMIT else (self.value - null) / (1 - null) for name, null in self.nulls.items()
+        }
 
     def __float__(self) -> float:
         return self.value
@@ -65,6 +74,21 @@ def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
     return activations
+
+
+def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
+    """Every score that one dictionary has at one hook, by name: fit, recovery and causal figures beside their nulls.
+
+    Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out, and so is what needs truth at
+    a hook that has none. Raises HusaiError if no latent fires, or the hook is not the SAE's. (docs/method.md)
+    """
+    where = Hook.of(_activations(model, hook, sae))
+    result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
+    found = {row.metric: Score(row.value, {}) for row in result.rows if row.seed is None and not row.null}
+    for row in result.rows:
+        if row.seed is None and row.null and row.metric in found:
+            found[row.metric].nulls[row.null] = row.value
+    return found
 
 
 def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> Score:

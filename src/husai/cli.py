@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Train, compile, verify and list the models under study.", no_args_is_help=True)
 activations_app = typer.Typer(help="Activations of the whole input grid.", no_args_is_help=True)
-sae_app = typer.Typer(help="Train sparse autoencoders.", no_args_is_help=True)
+sae_app = typer.Typer(help="Train and score sparse autoencoders.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(activations_app, name="activations")
 app.add_typer(sae_app, name="sae")
@@ -235,6 +235,36 @@ def sae_train(
     if json:
         console.show_json(metrics)
     return 0
+
+
+@sae_app.command("score")
+@exits
+def sae_score(
+    sae: Annotated[Path, typer.Argument(help="SAE: a SAELens folder (cfg.json and sae_weights.safetensors)")],
+    model: Annotated[str, typer.Option(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")],
+    hook: Annotated[str | None, typer.Option(help="hook; by default the one the SAE says it was trained on")] = None,
+    op: OpOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Every score of one SAE beside its chance levels: does it fit, does it find what is there, does the model use it?"""
+    import warnings
+
+    from husai.api import score
+    from husai.runs import load_model
+    from husai.sae.weights import load_sae
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = score(load_sae(sae), load_model(model, op), hook)
+    for warning in caught:
+        console.err.print(f"husai: {warning.message}", markup=False)
+    if json:
+        rows = {name: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for name, s in found.items()}
+        return console.show_json(rows)
+    for name, one in found.items():
+        nulls = ", ".join(f"{null} {value:.4g}" for null, value in one.nulls.items())
+        say(f"{name:<24} {one.value:>9.4g}{f'   chance: {nulls}' if nulls else ''}")
+    return None
 
 
 @app.command()

@@ -26,6 +26,8 @@ from pydantic import (
 
 from husai.errors import HusaiError
 
+DEFAULT_MODEL = "add-p113-0"
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -197,6 +199,12 @@ class TransformerTrainingConfig(OptimiserConfig):
 
     frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
     batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
+    pos_scale: Size = Field(
+        default=1.0,
+        exclude_if=lambda scale: scale == 1.0,
+        description="how many times as large positional embeddings start; from about 5 on, heads tell a from b at once, "
+        "which sub and div need. Left out of files where 1",
+    )
     split_seed: Seed = Field(default=0, description="seed of the train/test split")
     batch_seed: Seed = Field(default=0, description="seed of the order of batches")
     shuffle_labels: bool = Field(
@@ -525,12 +533,14 @@ def _kind_of_model(value: Any) -> str:
     if isinstance(value, str):
         return "name"
     keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return next((kind for kind in ("planted", "circles", "recurrent") if kind in keys), "recipe")
+    kinds = {"planted": "planted", "circles": "circles", "kind": "compiled", "recurrent": "recurrent"}
+    return next((kind for key, kind in kinds.items() if key in keys), "recipe")
 
 
 ModelOrSource = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[ModelConfig, Tag("recipe")]
+    | Annotated[CompiledConfig, Tag("compiled")]
     | Annotated[RecurrentConfig, Tag("recurrent")]
     | Annotated[PlantedSource, Tag("planted")]
     | Annotated[CirclesSource, Tag("circles")],
@@ -538,28 +548,80 @@ ModelOrSource = Annotated[
 ]
 
 
-class SuiteConfig(Config):
-    """A sweep: one model × hooks × entries × seeds."""
+def _hooks_fit(hooks: tuple[str, ...], model: object) -> tuple[str, ...]:
+    """A model needs hooks, a synthetic source has none."""
+    synthetic = isinstance(model, PlantedSource | CirclesSource)
+    if synthetic and hooks:
+        raise ValueError("a synthetic source has no hooks; leave them out")
+    if not synthetic and not hooks:
+        raise ValueError("at least one hook of the model must be named, such as resid_post")
+    return hooks
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder results/<name>")
+
+class Subject(Config):
+    """What SAEs are trained on: a model at some of its hooks, or a synthetic source."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=NAME,
+        description="what results call it; null: a MODEL by its own name, anything else <suite>-model",
+    )
     model: ModelOrSource = Field(
-        default="add-p113-0",
-        description="a MODEL by name or path, a recipe to train first, or a synthetic source (planted: or circles:)",
+        description="a MODEL by name or path, a recipe to train or compile first, or a synthetic source (planted: or "
+        "circles:)",
     )
     hooks: tuple[str, ...] = Field(
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
     )
-    entries: tuple[SuiteEntry, ...] = Field(min_length=1)
-    init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
-    data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
-    analysis: AnalysisConfig = AnalysisConfig()
+    entries: tuple[SuiteEntry, ...] = Field(default=(), description="the SAEs trained on it; none: those of the suite")
 
     @field_validator("hooks")
     @classmethod
     def _hooks_belong_to_a_model(cls, hooks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        synthetic = isinstance(info.data.get("model"), PlantedSource | CirclesSource)
-        if synthetic and hooks:
-            raise ValueError("a synthetic source has no hooks; leave them out")
-        if not synthetic and not hooks:
-            raise ValueError("at least one hook of the model must be named, such as resid_post")
-        return hooks
+        return _hooks_fit(hooks, info.data.get("model"))
+
+
+class SuiteConfig(Config):
+    """A sweep: models × their hooks × entries × seeds. One model stands under `model`, several in the list `models`."""
+
+    name: str = Field(pattern=NAME, description="names the folder results/<name>")
+    models: tuple[Subject, ...] = Field(
+        default=(), description="several models or sources, in place of model and hooks"
+    )
+    model: ModelOrSource | None = Field(default=None, description="the only model or source; null: add-p113-0")
+    hooks: tuple[str, ...] = Field(default=(), validate_default=True, description="its hooks")
+    entries: tuple[SuiteEntry, ...] = Field(min_length=1, description="the SAEs trained at every hook")
+    init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
+    analysis: AnalysisConfig = AnalysisConfig()
+
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: tuple[Subject, ...]) -> tuple[Subject, ...]:
+        names = [subject.name or subject.model for subject in models]
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError("each entry needs a name, unless its model is one")
+            if names.count(name) > 1:
+                raise ValueError(f"two entries are called {name}")
+        return models
+
+    @field_validator("model")
+    @classmethod
+    def _one_or_several(cls, model: ModelOrSource | None, info: ValidationInfo) -> ModelOrSource | None:
+        if info.data.get("models") and model is not None:
+            raise ValueError("the suite has a list of models; leave out model, or add an entry to models")
+        return model
+
+    @field_validator("hooks")
+    @classmethod
+    def _hooks_belong_to_a_model(cls, hooks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("models") and hooks:
+            raise ValueError("the suite has a list of models, each with hooks of its own; leave these out")
+        return hooks if info.data.get("models") else _hooks_fit(hooks, info.data.get("model"))
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Every model or source, each with its SAEs."""
+        listed = self.models or (Subject(model=self.model or DEFAULT_MODEL, hooks=self.hooks),)
+        return tuple(subject.model_copy(update={"entries": subject.entries or self.entries}) for subject in listed)

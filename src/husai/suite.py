@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, ModelConfig, RecurrentConfig, SuiteConfig, Trainable, content_hash
+from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, Trainable, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
@@ -126,26 +126,25 @@ def run_suite(
     tracking: Mode = "none",
     shown: Path | None = None,
 ) -> int:
-    """Train the suite's model if it is a recipe, compute the missing cells, write results and report.
+    """Train or compile the suite's models that are recipes, compute the missing cells, write results and report.
 
     A synthetic source is drawn anew in every cell. shown: what messages call `results`, if that is only a temporary
     place.
     """
     shown = shown or results
     start = time.perf_counter()
-    model_path = suite.model if isinstance(suite.model, str) else None
-    if isinstance(suite.model, ModelConfig | RecurrentConfig):
-        place = runs / f"{suite.name}-model-{content_hash(suite.model)}"
-        model_path = str(place)
-        if dry_run and not finished(place):
-            say(f"missing  {place}: the model would be trained first")
-            return 0
-        if not finished(place):
-            passed = train_watched(suite.model, place, device=device, tracking=tracking)
+    places = [_place(subject, suite.name, runs) for subject in suite.subjects]
+    for subject, place in zip(suite.subjects, places, strict=True):
+        if isinstance(subject.model, Recipe) and place and not finished(Path(place)):
+            if dry_run:
+                how = "compiled" if isinstance(subject.model, CompiledConfig) else "trained"
+                say(f"missing  {place}: the model would be {how} first")
+                return 0
+            passed = _make(subject.model, Path(place), device=device, tracking=tracking)
             if not passed and not allow_unverified:
                 return 1
-    planned, gate = plan(
-        suite, model_path, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
+    planned, gates = plan(
+        suite, places, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
     if dry_run:
         known = recorded_ids(results)
@@ -153,7 +152,8 @@ def run_suite(
             done = job.cell.run_id in known or finished(Path(job.folder))
             say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.cell.title}")
         return 0
-    say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {planned[0].model_name}")
+    names = ", ".join(dict.fromkeys(job.model_name for job in planned))
+    say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {names}")
 
     def on_done(job: Job, computed: bool, left: int) -> None:
         what = f"done ({left} left)" if computed else "finished before"
@@ -163,11 +163,25 @@ def run_suite(
             found = json.loads(metrics.read_text(encoding="utf-8"))
             say(f"           EV {found['explained_variance']:.4f}, L0 {found['l0']:.1f}. {found['verdict']}")
 
-    write_truth(results, planned, gate)
+    write_truth(results, planned, gates)
     sweep(planned, results, jobs=jobs, on_done=on_done)
     files = write_report(results, results)
     say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
     return 0
+
+
+def _place(subject: Subject, suite: str, runs: Path) -> str | None:
+    """Where a subject's model is or will be; None for a synthetic source."""
+    if isinstance(subject.model, Recipe):
+        return str(runs / f"{suite}-{subject.name or 'model'}-{content_hash(subject.model)}")
+    return subject.model if isinstance(subject.model, str) else None
+
+
+def _make(recipe: Recipe, place: Path, *, device: str, tracking: Mode) -> bool:
+    """Train or compile a model into `place`; returns whether it passed the gate."""
+    if isinstance(recipe, CompiledConfig):
+        return compile_and_report(recipe, place) == 0
+    return train_watched(recipe, place, device=device, tracking=tracking)
 
 
 def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from husai.cell import Cell, Job, SavedModel, hook_of, run_cell
-from husai.config import CirclesSource, PlantedSource, SAEConfig, SuiteConfig, content_hash
+from husai.config import CirclesSource, PlantedSource, SAEConfig, Subject, SuiteConfig, content_hash
 from husai.errors import HusaiError
 from husai.models import resolve_hook, weights_hash
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
@@ -28,60 +28,65 @@ from husai.truth.circuit import GateReport
 
 def plan(
     suite: SuiteConfig,
-    model_path: str | None,
+    places: Sequence[str | None],
     runs: Path,
     *,
     allow_unverified: bool = False,
     jobs: int = 1,
     device: str = "cpu",
     tracking: Mode = "none",
-) -> tuple[list[Job], GateReport | None]:
-    """All cells of a suite as jobs, and the gate report of the model at `model_path` (None for a synthetic source).
+) -> tuple[list[Job], dict[str, GateReport]]:
+    """All cells of a suite as jobs, and the gate report of every model by the name that results give it.
 
-    Raises HusaiError for a model, hook or config that does not fit, GateFailed for a model that is not ground truth.
+    places: where the model of each of the suite's subjects is; None for a synthetic source. Raises HusaiError for a model,
+    hook or config that does not fit, GateFailed for a model that is not ground truth.
     """
-    report = None
-    if model_path is None:
-        hooks, identity, same = _synthetic(suite)
-    else:
-        loaded = load_model(model_path)
-        model, report = check_gate(loaded, allow_unverified=allow_unverified)
-        hooks, identity = [resolve_hook(model, hook) for hook in suite.hooks], weights_hash(model)
-        same = {
-            "source": SavedModel(str(model_path), loaded.task.op),
-            "tier": loaded.tier,
-            "task": loaded.task.op,
-            "p": loaded.task.p,
-            "model_name": model.name if isinstance(suite.model, str) else f"{suite.name}-model",
-            "model_seed": loaded.seed,
-            "verified": report.passed,
-        }
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
-    planned = []
-    for hook in hooks:
-        for entry in suite.entries:
-            config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
-            cell = Cell(config, hook, identity, suite.analysis)
-            folder, threads = str(runs / cell.run_id), max(1, (os.cpu_count() or 1) // jobs)
-            planned.append(
-                Job(cell, suite.name, folder=folder, threads=threads, device=device, tracking=tracking, **same)
-            )
-    return planned, report
+    planned: list[Job] = []
+    gates: dict[str, GateReport] = {}
+    for subject, place in zip(suite.subjects, places, strict=True):
+        name = subject.name or f"{suite.name}-model"
+        if place is None:
+            hooks, identity, same = _synthetic(subject, name)
+        else:
+            loaded = load_model(place)
+            model, report = check_gate(loaded, allow_unverified=allow_unverified)
+            hooks, identity = [resolve_hook(model, hook) for hook in subject.hooks], weights_hash(model)
+            name = subject.name or (model.name if isinstance(subject.model, str) else name)
+            gates[name] = report
+            same = {
+                "source": SavedModel(place, loaded.task.op),
+                "tier": loaded.tier,
+                "task": loaded.task.op,
+                "p": loaded.task.p,
+                "model_name": name,
+                "model_seed": loaded.seed,
+                "verified": report.passed,
+            }
+        for hook in hooks:
+            for entry in subject.entries:
+                config = SAEConfig.parse({"sae": entry.sae, "training": entry.training, **seeds}, f"suite {suite.name}")
+                cell = Cell(config, hook, identity, suite.analysis)
+                folder, threads = str(runs / cell.run_id), max(1, (os.cpu_count() or 1) // jobs)
+                planned.append(
+                    Job(cell, suite.name, folder=folder, threads=threads, device=device, tracking=tracking, **same)
+                )
+    return planned, gates
 
 
-def _synthetic(suite: SuiteConfig) -> tuple[list[str], str, dict[str, Any]]:
-    """The hook's name, the identity and the job fields of a suite on a synthetic source, which is true by construction."""
-    if isinstance(suite.model, PlantedSource):
-        source, tier, p = suite.model.planted, "planted", 0
+def _synthetic(subject: Subject, name: str) -> tuple[list[str], str, dict[str, Any]]:
+    """The hook's name, the identity and the job fields of a synthetic source, which is true by construction."""
+    if isinstance(subject.model, PlantedSource):
+        source, tier, p = subject.model.planted, "planted", 0
     else:
-        assert isinstance(suite.model, CirclesSource), suite.model
-        source, tier, p = suite.model.circles, "circles", suite.model.circles.p
+        assert isinstance(subject.model, CirclesSource), subject.model
+        source, tier, p = subject.model.circles, "circles", subject.model.circles.p
     same = {
         "source": source,
         "tier": tier,
         "task": tier,
         "p": p,
-        "model_name": f"{suite.name}-model",
+        "model_name": name,
         "model_seed": source.seed,
         "verified": True,
     }
@@ -217,19 +222,21 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
     temporary.replace(path)
 
 
-def write_truth(results: Path, planned: list[Job], report: GateReport | None) -> None:
-    """What belongs to a suite as a whole: its cells, its model's gate report, and the truth at its hooks.
+def write_truth(results: Path, planned: list[Job], gates: dict[str, GateReport]) -> None:
+    """What belongs to a suite as a whole: its cells, its models' gate reports, and the truth at their hooks.
 
-    `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides. Since
-    ids name model and hooks, files written for the same ids stay as they are. A synthetic source has no gate report
-    and leaves `gate.json` empty.
+    `cells.json` lists the run ids of the suite as it stands; tables may hold cells of earlier versions besides.
+    `gate.json` has a report for every model (none for a synthetic source), `truth.json` the hooks of every model and source.
+    Since ids name model and hooks, files written for the same ids stay as they are.
     """
     cells = json.dumps([job.cell.run_id for job in planned], indent=2) + "\n"
     files = [results / name for name in ("cells.json", "gate.json", "truth.json")]
     if all(file.is_file() for file in files) and files[0].read_text(encoding="utf-8") == cells:
         return
-    hooks = {name: hook_of(job).describe() for name, job in {job.cell.hook: job for job in planned}.items()}
-    gate = {"model": planned[0].model_name, **report.to_json()} if report else {}
+    truth: dict[str, dict[str, Any]] = {}
+    for (model, hook), job in {(job.model_name, job.cell.hook): job for job in planned}.items():
+        truth.setdefault(model, {})[hook] = hook_of(job).describe()
+    gate = {name: report.to_json() for name, report in gates.items()}
     write_atomic(results / "gate.json", json.dumps(gate, indent=2) + "\n")
-    write_atomic(results / "truth.json", json.dumps(hooks, indent=2) + "\n")
+    write_atomic(results / "truth.json", json.dumps(truth, indent=2) + "\n")
     write_atomic(results / "cells.json", cells)

@@ -56,6 +56,18 @@ def test_each_seed_alone_changes_the_result(recipe, seed):
     assert not same_weights(train_transformer(recipe()).final, train_transformer(recipe(**{seed: 1})).final)
 
 
+def test_pos_scale_makes_the_first_positional_embeddings_larger_and_nothing_else(recipe):
+    plain, wide = (init_of(recipe(steps=1, lr=1e-12, pos_scale=scale)) for scale in (1, 5))
+    for name, value in plain.items():
+        factor = 5 if name == "pos_embed.W_pos" else 1
+        torch.testing.assert_close(wide[name], factor * value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def init_of(config) -> dict[str, torch.Tensor]:
+    """The initial weights, which a step of negligible size leaves as they were."""
+    return train_transformer(config).final.params
+
+
 def test_global_random_state_plays_no_part_and_stays(recipe):
     torch.manual_seed(0)
     first, state = train_transformer(recipe()), torch.get_rng_state()

@@ -16,6 +16,7 @@ from torch import Tensor
 from husai.analysis.stats import pair_mean
 from husai.seeding import generator
 
+NULL_LIMIT = 0.9  # above it a null leaves no room to adjust by
 DRAWN_NULLS = ("ambient", "data", "data_points")
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
@@ -82,7 +83,7 @@ def pairwise(atoms: list[Tensor], score: PairScore) -> Float[np.ndarray, "seeds 
 
 
 def adjusted(
-    scores: Float[np.ndarray, "seeds seeds"], null: Float[np.ndarray, "seeds seeds"], limit: float = 0.9
+    scores: Float[np.ndarray, "seeds seeds"], null: Float[np.ndarray, "seeds seeds"], limit: float = NULL_LIMIT
 ) -> Float[np.ndarray, "seeds seeds"] | None:
     """(score − null) / (1 − null), pair by pair; None where the null exceeds `limit` and the ratio would mean nothing."""
     off = ~np.eye(len(scores), dtype=bool)

@@ -1,6 +1,7 @@
 """Figures of a suite, as PDF and PNG: drawn from its tables, computing nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -55,7 +56,8 @@ class Panel(NamedTuple):
 
 def cell_grid(results: SuiteResults, width: float, height: float, most: int = 7) -> tuple[Figure, list[list[Panel]]]:
     """One panel a cell: a row a hook (more if it has over `most` cells), each row with the hook's name at its left."""
-    by_hook = [[c for c in results.cells if c.hook == hook] for hook in dict.fromkeys(c.hook for c in results.cells)]
+    places = dict.fromkeys(cell.place for cell in results.cells)
+    by_hook = [[cell for cell in results.cells if cell.place == place] for place in places]
     columns = min(most, max(len(cells) for cells in by_hook))
     rows = [cells[start : start + columns] for cells in by_hook for start in range(0, len(cells), columns)]
     figure, axes = plt.subplots(
@@ -63,7 +65,7 @@ def cell_grid(results: SuiteResults, width: float, height: float, most: int = 7)
     )
     panels = []
     for line, cells in zip(axes, rows, strict=True):
-        line[0].set_ylabel(cells[0].short_hook, weight="bold")
+        line[0].set_ylabel(cells[0].place, weight="bold")
         for ax in line[len(cells) :]:
             ax.set_axis_off()
         for ax, cell in zip(line, cells, strict=False):
@@ -158,7 +160,7 @@ def stability_over_steps(results: SuiteResults) -> Figure:
 def ladder(results: SuiteResults) -> Figure:
     """Every cell's agreement on one line with the rungs of its ladder; thick bars are the 95% intervals of the rungs."""
     cells = list(reversed(results.cells))
-    gaps = np.cumsum([0, *(a.hook != b.hook for a, b in pairwise(cells))])
+    gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.6 * gaps
     figure, ax = plt.subplots(figsize=(6.2, 0.26 * places[-1] + 1.5))
     for y, cell in zip(places, cells, strict=True):
@@ -178,7 +180,7 @@ def ladder(results: SuiteResults) -> Figure:
             mfc=SCORE if cell.converged else "white",
             lw=1.2,
         )
-    ax.set_yticks(places, [f"{cell.short_hook} · {cell.label}" for cell in cells])
+    ax.set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
     ax.set_xlim(0, 1.02)
     ax.set_xlabel("pwmcc between seeds, and its chance levels, with 95% intervals")
     ax.spines["left"].set_visible(False)
@@ -190,9 +192,8 @@ def ladder(results: SuiteResults) -> Figure:
     return figure
 
 
-def fourier_spectrum(results: SuiteResults) -> Figure:
+def fourier_spectrum(model: str, gate: dict[str, Any]) -> Figure:
     """Norms of W_E and W_L (or |α| of the logits) per frequency, key frequencies marked."""
-    gate = results.gate
     second = ("spectrum_W_L", r"$\|W_{out} W_U\|$ (answers)")
     if gate["spectrum_W_L"] is None:
         second = ("spectrum_logits", r"$|\alpha|$ (logits)")
@@ -210,7 +211,7 @@ def fourier_spectrum(results: SuiteResults) -> Figure:
         ax.set_ylim(0, values.max() * 1.15)
         ax.set_xlim(0, len(values) + 1)
     axes[-1].set_xlabel("frequency k (key frequencies in blue)")
-    figure.suptitle(f"{gate['model']}: spectrum over frequencies", fontsize=9)
+    figure.suptitle(f"{model}: spectrum over frequencies", fontsize=9)
     return figure
 
 
@@ -257,9 +258,8 @@ def tuning_map(ax: Axes, codes: np.ndarray, atom: dict[str, Any]) -> AxesImage:
     return image
 
 
-def gate_summary(results: SuiteResults) -> Figure:
+def gate_summary(model: str, gate: dict[str, Any]) -> Figure:
     """The gate as a table: every condition, its bound, and whether it holds."""
-    gate = results.gate
     figure, ax = plt.subplots(figsize=(5.2, 0.3 * len(gate["conditions"]) + 0.8))
     ax.set_axis_off()
     rows = []
@@ -292,33 +292,28 @@ def gate_summary(results: SuiteResults) -> Figure:
         elif column == 3:
             cell.set_text_props(color="#1a7f37" if rows[row - 1][3] == "holds" else NULL_COLORS["data_points"])
     keys = ", ".join(str(k) for k in gate["key_frequencies"])
-    ax.set_title(f"Gate of {gate['model']} ({gate['op']}, p = {gate['p']}); key frequencies {keys}", loc="left")
+    ax.set_title(f"Gate of {model} ({gate['op']}, p = {gate['p']}); key frequencies {keys}", loc="left")
     return figure
 
 
-FIGURES: dict[str, Callable[[SuiteResults], Figure]] = {
-    "ladder": ladder,
-    "stability_over_steps": stability_over_steps,
-    "stability_matrices": stability_matrices,
-    "fourier_spectrum": fourier_spectrum,
-    "feature_tuning": feature_tuning,
-    "gate_summary": gate_summary,
-}
-
-
-OF_MODELS = ("fourier_spectrum", "feature_tuning", "gate_summary")  # a synthetic source has no gate and no (a, b)
-OF_PAIRS = ("ladder", "stability_over_steps", "stability_matrices")  # there is nothing to compare with one seed
+def drawings(results: SuiteResults) -> dict[str, Callable[[], Figure]]:
+    """The figures that apply, by file name: agreement needs pairs of seeds, tuning maps one model with a grid, gates models."""
+    of_pairs = (ladder, stability_over_steps, stability_matrices) if results.seeds > 1 else ()
+    of_grids = (feature_tuning,) if results.gates and len(results.models) == 1 else ()
+    found = {draw.__name__: partial(draw, results) for draw in (*of_pairs, *of_grids)}
+    for model, gate in results.gates.items():
+        suffix = f"_{model}" if len(results.models) > 1 else ""
+        found |= {f"{draw.__name__}{suffix}": partial(draw, model, gate) for draw in (fourier_spectrum, gate_summary)}
+    return found
 
 
 def write_figures(results: SuiteResults, out: Path) -> list[Path]:
     """Every figure as PDF and PNG in `out/figures`; returns the files."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     written = []
-    for name, draw in FIGURES.items():
-        if (results.seeds < 2 and name in OF_PAIRS) or (not results.gate and name in OF_MODELS):
-            continue
+    for name, draw in drawings(results).items():
         with plt.rc_context(cast(Any, STYLE)):
-            figure = draw(results)
+            figure = draw()
             for suffix in ("pdf", "png"):
                 written.append(out / "figures" / f"{name}.{suffix}")
                 metadata = {"CreationDate": None} if suffix == "pdf" else None

@@ -28,17 +28,26 @@ class CellView:
 
     run_id: str
     tier: str
+    model: str
     hook: str
     architecture: str
     d_sae: int
     sparsity_param: str
     sparsity: float
     converged: bool
+    among_several: bool
     records: pd.DataFrame
 
     @property
     def short_hook(self) -> str:
         return self.hook.rsplit("hook_", 1)[-1]
+
+    @property
+    def place(self) -> str:
+        """Where the SAEs were trained: the hook, after the model's name if the suite has several models or sources."""
+        if not self.among_several:
+            return self.short_hook
+        return self.model if self.hook == self.tier else f"{self.model} {self.short_hook}"
 
     @property
     def label(self) -> str:
@@ -77,21 +86,21 @@ class CellView:
 
     @property
     def slug(self) -> str:
-        return f"{self.short_hook}_{self.architecture}_{self.d_sae}_{self.sparsity_param}{self.sparsity:g}"
+        return f"{self.place.replace(' ', '_')}_{self.architecture}_{self.d_sae}_{self.sparsity_param}{self.sparsity:g}"
 
 
 @dataclass(frozen=True)
 class SuiteResults:
     """Everything a report reads: the cells that `cells.json` lists, as far as they are finished.
 
-    gate: the model's gate report; empty for a synthetic source.
+    gates: the gate report of every model; none for a synthetic source. truth: by model or source and hook.
     """
 
     folder: Path
     records: pd.DataFrame
     atoms: pd.DataFrame
-    gate: dict[str, Any]
-    truth: dict[str, Any]
+    gates: dict[str, dict[str, Any]]
+    truth: dict[str, dict[str, Any]]
 
     @classmethod
     def load(cls, folder: Path) -> "SuiteResults":
@@ -119,13 +128,31 @@ class SuiteResults:
 
     @cached_property
     def cells(self) -> list[CellView]:
-        """Cells by hook, width, architecture and sparsity."""
-        keys = ["hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged", "tier"]
-        groups = self.records.groupby(keys, sort=True)
-        return [
-            CellView(str(run), str(tier), str(hook), str(kind), int(d), str(name), float(value), bool(done), rows)  # pyright: ignore
-            for (hook, d, kind, name, value, run, done, tier), rows in groups  # pyright: ignore
+        """Cells by model (in the suite's order), hook, width, architecture and sparsity."""
+        keys = ["model", "hook", "d_sae", "architecture", "sparsity_param", "sparsity", "run_id", "converged", "tier"]
+        several = len(self.models) > 1
+        found = [
+            CellView(
+                str(run),
+                str(tier),
+                str(model),
+                str(hook),
+                str(kind),
+                int(d),
+                str(name),
+                float(value),
+                bool(done),
+                several,
+                rows,
+            )  # pyright: ignore
+            for (model, hook, d, kind, name, value, run, done, tier), rows in self.records.groupby(keys, sort=True)  # pyright: ignore
         ]
+        return sorted(found, key=lambda cell: self.models.index(cell.model))
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Names of models and sources, in the suite's order."""
+        return list(self.truth)
 
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:

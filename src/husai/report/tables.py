@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,10 +27,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def named(cell: CellView) -> list[str]:
-    return [cell.short_hook, cell.label + ("" if cell.converged else " *")]
+    return [cell.place, cell.label + ("" if cell.converged else " *")]
 
 
-def fit_table(results: SuiteResults) -> str:
+def fit_table(cells: list[CellView]) -> str:
     header = ["hook", "SAE", "steps", "EV", "L0", "dead", "live atoms"]
     rows = [
         [
@@ -40,12 +41,12 @@ def fit_table(results: SuiteResults) -> str:
             f"{cell.value('dead').mean:.1%}",
             number(cell.value("n_live").mean, 1),
         ]
-        for cell in results.cells
+        for cell in cells
     ]
     return markdown(header, rows)
 
 
-def stability_table(results: SuiteResults) -> str:
+def stability_table(cells: list[CellView]) -> str:
     header = ["hook", "SAE", "pwmcc", *NULLS, "adjusted by data_points", "max_cosine"]
     rows = [
         [
@@ -55,7 +56,7 @@ def stability_table(results: SuiteResults) -> str:
             adjusted_text(cell, "data_points"),
             number(cell.value("max_cosine").mean),
         ]
-        for cell in results.cells
+        for cell in cells
     ]
     return markdown(header, rows)
 
@@ -68,7 +69,7 @@ def adjusted_text(cell: CellView, null: str) -> str:
     return f"difference {interval(cell.value('pwmcc_difference', null))}"
 
 
-def symmetry_table(results: SuiteResults) -> str:
+def symmetry_table(cells: list[CellView]) -> str:
     header = ["hook", "SAE", "pwmcc", "shifted", "self_shift", "aligned", "aligned data_points", "shift_support"]
     rows = [
         [
@@ -77,12 +78,12 @@ def symmetry_table(results: SuiteResults) -> str:
             number(cell.value("aligned", "data_points").mean),
             number(cell.value("shift_support").mean),
         ]
-        for cell in results.cells
+        for cell in cells
     ]
     return markdown(header, rows)
 
 
-def recovery_table(results: SuiteResults) -> str:
+def recovery_table(cells: list[CellView]) -> str:
     header = ["hook", "SAE", "fourier_overlap", *NULLS, "unweighted", "decoder_overlap", "purity"]
     rows = [
         [
@@ -93,12 +94,12 @@ def recovery_table(results: SuiteResults) -> str:
             number(cell.value("decoder_overlap").mean),
             number(cell.value("purity").mean),
         ]
-        for cell in results.cells
+        for cell in cells
     ]
     return markdown(header, rows)
 
 
-def planted_table(results: SuiteResults) -> str:
+def planted_table(cells: list[CellView]) -> str:
     metrics = ("gt_precision", "gt_mcc_matched", "firing_f1", "firing_precision", "firing_recall")
     header = ["hook", "SAE", "gt_mcc", *NULLS, *metrics, "l0_true"]
     rows = [
@@ -109,17 +110,18 @@ def planted_table(results: SuiteResults) -> str:
             *(number(cell.value(metric).mean) for metric in metrics),
             number(cell.value("l0_true").mean, 2),
         ]
-        for cell in results.cells
+        for cell in cells
     ]
     return markdown(header, rows)
 
 
-def label_table(results: SuiteResults) -> str:
+def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     """How many live atoms carry which label, over all seeds."""
-    atoms = [atom for atom in rows_of(results.atoms) if atom["live"]]
+    wanted = {cell.run_id for cell in cells}
+    atoms = [atom for atom in rows_of(results.atoms) if atom["live"] and atom["run_id"] in wanted]
     labels = sorted({str(atom["label"]) for atom in atoms})
     counts = Counter((atom["run_id"], atom["label"]) for atom in atoms)
-    rows = [[*named(cell), *(str(counts[cell.run_id, label]) for label in labels)] for cell in results.cells]
+    rows = [[*named(cell), *(str(counts[cell.run_id, label]) for label in labels)] for cell in cells]
     return markdown(["hook", "SAE", *labels], rows)
 
 
@@ -143,8 +145,7 @@ def sentences(cell: CellView) -> tuple[str, str]:
     return rung_sentence(cell.value("pwmcc"), rungs), symmetry
 
 
-def gate_lines(results: SuiteResults) -> str:
-    gate = results.gate
+def gate_lines(name: str, gate: dict[str, Any]) -> str:
     keys = ", ".join(str(k) for k in gate["key_frequencies"])
     verdict = (
         "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed_conditions'])}); all results unverified"
@@ -155,56 +156,59 @@ def gate_lines(results: SuiteResults) -> str:
         if gate["variant"] == "plain"
         else f" Judged as variant {gate['variant']}; its plain fve is {gate['fve']:.3f}."
     )
-    named = f"Model `{gate['model']}` ({gate['op']}, p = {gate['p']})"
+    named = f"Model `{name}` ({gate['op']}, p = {gate['p']})"
     return f"{named}: gate {verdict}; key frequencies {keys}.{plain}\n\n{conditions}\n"
 
 
 def truth_lines(results: SuiteResults) -> str:
     lines = []
-    for hook, truth in results.truth.items():
-        if "atoms" in truth:
-            most, least = truth["firing_rates"]
-            lines.append(
-                f"- `{hook}` ({truth['dim']} dimensions): {truth['atoms']} planted atoms, largest |cosine| of two "
-                f"{truth['largest_cosine']:.3f}; {truth['l0']:.2f} active a sample, each in {least:.2%} to {most:.2%}"
-            )
-            continue
-        parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
-        unexplained = truth["unexplained"]
-        rest = (
-            f"; in no Fourier family: {unexplained:.3f}"
-            if unexplained is not None and unexplained == unexplained
-            else ""
-        )
-        lines.append(f"- `{hook}` ({truth['dim']} dimensions): {parts}{rest}")
+    for name, hooks in results.truth.items():
+        named = f"{name} " if len(results.models) > 1 else ""
+        lines += [
+            f"- {named}`{hook}` ({truth['dim']} dimensions): {_truth_text(truth)}" for hook, truth in hooks.items()
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _truth_text(truth: dict[str, Any]) -> str:
+    if "atoms" in truth:
+        most, least = truth["firing_rates"]
+        return (
+            f"{truth['atoms']} planted atoms, largest |cosine| of two "
+            f"{truth['largest_cosine']:.3f}; {truth['l0']:.2f} active a sample, each in {least:.2%} to {most:.2%}"
+        )
+    parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
+    unexplained = truth["unexplained"]
+    known = unexplained is not None and unexplained == unexplained
+    return parts + (f"; in no Fourier family: {unexplained:.3f}" if known else "")
 
 
 def summary(results: SuiteResults) -> str:
     """The text of `summary.md`."""
     verdicts = "\n".join(
-        f"- **{cell.short_hook}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
+        f"- **{cell.place}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
         + " ".join(sentences(cell)).strip()
         for cell in results.cells
     )
-    first = results.cells[0]
-    circuit = f"## The circuit\n\n{gate_lines(results)}\n" if results.gate else ""
-    shifts = first.value("shifted").mean == first.value("shifted").mean
-    symmetry = f"## Symmetry\n\n{symmetry_table(results)}\n" if shifts else ""
-    judged = "the unweighted overlap"
-    if first.tier == "planted":
-        judged = "gt_mcc"
-        recovery = f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(results)}"
-    else:
-        recovery = (
-            f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(results)}\n"
-            f"## Labels of live atoms\n\n{label_table(results)}"
-        )
+    gates = "\n".join(gate_lines(name, gate) for name, gate in results.gates.items())
+    circuit = f"## The circuit\n\n{gates}\n" if gates else ""
+    moved = [cell for cell in results.cells if cell.value("shifted").mean == cell.value("shifted").mean]
+    symmetry = f"## Symmetry\n\n{symmetry_table(moved)}\n" if moved else ""
+    planted = [cell for cell in results.cells if cell.tier == "planted"]
+    fourier = [cell for cell in results.cells if cell.tier != "planted"]
+    recovery, judged = [], []
+    if planted:
+        recovery.append(f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(planted)}")
+        judged.append("gt_mcc")
+    if fourier:
+        recovery.append(f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(fourier)}")
+        recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
+        judged.append("the unweighted overlap")
     return f"""# Results of the suite `{results.name}`
 
 {len(results.cells)} cells of {results.seeds} seeds. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs).
 Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
-An asterisk marks cells that have not converged: EV, pwmcc, {judged} or the number of live atoms still moved
+An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.
 
 {circuit}## The truth at each hook
@@ -216,11 +220,11 @@ over the last doubling of steps.
 
 ## Fit
 
-{fit_table(results)}
+{fit_table(results.cells)}
 ## Stability: pwmcc beside its chance levels
 
-{stability_table(results)}
-{symmetry}{recovery}"""
+{stability_table(results.cells)}
+{symmetry}{chr(10).join(recovery)}"""
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

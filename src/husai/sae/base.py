@@ -136,6 +136,11 @@ class SAEEnsemble:
     def __len__(self) -> int:
         return len(self.init_seeds)
 
+    @property
+    def dictionaries(self) -> list[Dictionary]:
+        """Every seed as a Dictionary."""
+        return [self.member(index) for index in range(len(self))]
+
     def member(self, index: int, meta: dict[str, object] | None = None) -> Dictionary:
         """One seed as a Dictionary."""
         from husai.sae.architectures import architecture_of

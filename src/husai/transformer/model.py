@@ -90,8 +90,8 @@ def n_layers(params: Params) -> int:
     return sum(name.endswith("attn.W_Q") for name in params)
 
 
-def init_params(config: TransformerConfig, p: int, *, generator: torch.Generator) -> Params:
-    """Fresh float32 weights: matrices ~ N(0, 1/d_model), biases 0, LayerNorm gains 1.
+def init_params(config: TransformerConfig, p: int, *, generator: torch.Generator, pos_scale: float = 1.0) -> Params:
+    """Fresh float32 weights: matrices ~ N(0, 1/d_model), W_pos pos_scale times as large, biases 0, LayerNorm gains 1.
 
     `abe` has one layer, no LayerNorm and no biases, and p output logits; `husai` has two layers with LayerNorm and
     biases, and one logit a token of its vocabulary (427,765 parameters at p = 113).
@@ -110,6 +110,7 @@ def init_params(config: TransformerConfig, p: int, *, generator: torch.Generator
 
     matrix("embed.W_E", vocabulary, d)
     matrix("pos_embed.W_pos", N_CTX[config.layout], d)
+    params["pos_embed.W_pos"] *= pos_scale
     for layer in range(N_LAYERS[config.layout]):
         block = f"blocks.{layer}"
         for ln in ("ln1", "ln2"):

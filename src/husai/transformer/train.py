@@ -114,7 +114,8 @@ def train_transformer(
     """
     recipe, task = config.training, Task(config.task.op, config.task.p)
     layout = config.transformer.layout
-    params = init_params(config.transformer, task.p, generator=generator("model-init", recipe.init_seed))
+    stream = generator("model-init", recipe.init_seed)
+    params = init_params(config.transformer, task.p, generator=stream, pos_scale=recipe.pos_scale)
     data = _prepare(task, config, device)
     size = recipe.batch_size
     per_epoch = 1 if size is None else max(1, len(data.train) // size)

@@ -1,0 +1,77 @@
+"""The table of atoms."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from husai.analysis.matching import Matching, cosines, match
+from husai.analysis.planted import FiringRecovery
+from husai.analysis.recovery import best_subspace
+from husai.measure.hook import Hook, Members
+from husai.sae.base import SAEEnsemble
+
+
+def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFrame:
+    """One row an atom and seed: how it fires, how well the other seeds match it, and what it is tuned to or recovers.
+
+    match_mean, match_max: mean and largest cosine of the atom with its one-to-one partners in the other seeds (nan for
+    dead atoms and for atoms left without a partner everywhere). true_atom: the planted atom matched to it (-1: none),
+    with their |cosine| and the F1 of their firing.
+    """
+    tables = []
+    matches = _matches(members.atoms)
+    for index, fit in enumerate(members.fits):
+        live = fit.live.numpy()
+        columns: dict[str, Any] = {
+            "init_seed": ensemble.init_seeds[index],
+            "data_seed": ensemble.data_seeds[index],
+            "atom": np.arange(len(live)),
+            "live": live,
+            **(members.tunings[index]._asdict() if members.tunings else {}),
+            "firing_rate": fit.firing_rate.numpy(),
+            "energy": fit.energy.numpy(),
+        }
+        for name in ("match_mean", "match_max"):
+            columns[name] = np.full(len(live), np.nan)
+        if matches:
+            columns["match_mean"][live], columns["match_max"][live] = matches[index]
+        if hook.planted is not None:
+            columns |= _true_columns(live, members.matchings[index], members.firings[index])
+        else:
+            columns["decoder_overlap"] = np.full(len(live), np.nan)
+            columns["subspace"] = np.full(len(live), "", dtype=object)
+        if hook.truth is not None and live.any():
+            share, where = best_subspace(members.atoms[index], hook.truth)
+            columns["decoder_overlap"][live] = share.numpy()
+            columns["subspace"][live] = [hook.truth.subspaces[i].label for i in where.tolist()]
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _true_columns(live: np.ndarray, matching: Matching, firing: FiringRecovery) -> dict[str, np.ndarray]:
+    """Of every latent, the true atom it is matched to, their |cosine| and the F1 of their firing."""
+    latents = live.nonzero()[0][matching.columns]
+    true_atom = np.full(len(live), -1)
+    cosine, f1 = np.full(len(live), np.nan), np.full(len(live), np.nan)
+    true_atom[latents], cosine[latents], f1[latents] = matching.rows, matching.cosines, firing.f1[matching.rows]
+    return {"true_atom": true_atom, "true_cosine": cosine, "firing_f1": f1}
+
+
+def _matches(atoms: list[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per seed, mean and maximum over the other seeds of each atom's matched cosine."""
+    if len(atoms) < 2:
+        return []
+    results = []
+    for i, own in enumerate(atoms):
+        found = np.full((len(atoms), len(own)), np.nan)
+        for j, other in enumerate(atoms):
+            if i != j:
+                matching: Matching = match(cosines(own, other))
+                found[j, matching.rows] = matching.cosines
+        partnered = ~np.isnan(found).all(0)
+        mean, best = np.full(len(own), np.nan), np.full(len(own), np.nan)
+        mean[partnered], best[partnered] = np.nanmean(found[:, partnered], 0), np.nanmax(found[:, partnered], 0)
+        results.append((mean, best))
+    return results

@@ -1,0 +1,60 @@
+"""Does it fit, and does it find what is there: scores of single seeds beside their chance levels."""
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.analysis.nulls import DRAWN_NULLS, sampler
+from husai.analysis.planted import AtomRecovery, atom_recovery
+from husai.analysis.recovery import decoder_overlap, fourier_overlap
+from husai.analysis.stats import seed_interval
+from husai.measure.hook import Hook, Members
+from husai.measure.rows import Measurement, Row, per_seed
+from husai.seeding import generator
+
+FIRING = ("firing_precision", "firing_recall", "firing_f1")
+OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
+
+
+def fit_rows(result: Measurement, members: Members) -> None:
+    for metric in ("explained_variance", "fvu", "l0", "dead"):
+        per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
+    per_seed(result, "n_live", [float(n) for n in members.n_live])
+    for metric in ("purity", "frequency_purity") if members.tunings else ():
+        per_seed(result, metric, [float(np.nanmean(getattr(tuned, metric))) for tuned in members.tunings])
+
+
+def recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:
+    if hook.truth is None:
+        return
+    weights = [fit.energy[fit.live] for fit in members.fits]
+    for metric, score in (("fourier_overlap", fourier_overlap), ("decoder_overlap", decoder_overlap)):
+        pairs = list(zip(members.atoms, weights, strict=True))
+        per_seed(result, metric, [score(atoms, hook.truth, weight) for atoms, weight in pairs])
+        per_seed(result, f"{metric}_unweighted", [score(atoms, hook.truth) for atoms in members.atoms])
+        for null in DRAWN_NULLS:
+            values = [score(drawn, hook.truth) for drawn in null_dictionaries(null, metric, members, hook)]
+            result.rows.append(Row(metric, null, *seed_interval(np.array(values)), n=OVERLAP_DRAWS))
+
+
+def null_dictionaries(null: str, purpose: str, members: Members, hook: Hook) -> list[Float[Tensor, "n d"]]:
+    """A few dictionaries of a null, as large as the largest seed's."""
+    draw, size = sampler(null, hook.x), max(members.n_live)
+    return [draw(size, generator(f"{purpose}-{null}", index)) for index in range(OVERLAP_DRAWS)]
+
+
+def planted_rows(result: Measurement, members: Members, hook: Hook) -> None:
+    if hook.planted is None:
+        return
+    true = hook.planted.atoms
+    result.rows.append(Row("l0_true", "", hook.planted.l0))
+    found = [atom_recovery(atoms, true) for atoms in members.atoms]
+    for metric in AtomRecovery._fields:
+        per_seed(result, metric, [getattr(scores, metric) for scores in found])
+    for metric in FIRING:
+        per_seed(result, metric, [getattr(scores, metric) for scores in members.firings])
+    for null in DRAWN_NULLS:
+        drawn = [atom_recovery(atoms, true) for atoms in null_dictionaries(null, "planted", members, hook)]
+        for metric in AtomRecovery._fields:
+            values = np.array([getattr(scores, metric) for scores in drawn])
+            result.rows.append(Row(metric, null, *seed_interval(values), n=OVERLAP_DRAWS))

@@ -1,0 +1,73 @@
+"""Does it agree with itself: scores of pairs of seeds beside their chance levels."""
+
+import numpy as np
+
+from husai.analysis.matching import agreement, pwmcc
+from husai.analysis.nulls import DRAWN_NULLS, NullScore, null_matrices, pairwise, sampler
+from husai.analysis.symmetry import Shifts, aligned, shifted
+from husai.config import AnalysisConfig
+from husai.measure.hook import Hook, Members
+from husai.measure.rows import Measurement, Row, null_rows, pair_rows, per_seed
+
+FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
+
+
+def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
+    if len(members.atoms) < 2:
+        return
+    scores = ("pwmcc", "max_cosine")
+    observed = pairwise(members.atoms, agreement)
+    for position, metric in enumerate(scores):
+        pair_rows(result, metric, observed[..., position])
+    shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
+    weighted = np.eye(len(shares))
+    for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
+        weighted[i, j] = weighted[j, i] = pwmcc(members.atoms[i], members.atoms[j], weights=(shares[i], shares[j]))
+    pair_rows(result, "pwmcc_energy_weighted", weighted)
+    live = zip(members.atoms, members.fits, strict=True)
+    frequent = [atoms[fit.firing_rate[fit.live] >= FREQUENT] for atoms, fit in live]
+    if min(len(atoms) for atoms in frequent) > 0:
+        per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
+        pair_rows(result, "pwmcc_frequent", pairwise(frequent, pwmcc))
+    for null in DRAWN_NULLS:
+        draw = sampler(null, hook.x)
+        matrices = null_matrices(draw, members.n_live, agreement, draws=draws, purpose=null)
+        for position, metric in enumerate(scores):
+            null_rows(result, metric, null, NullScore.of(matrices[..., position]))
+
+
+def symmetry_rows(
+    result: Measurement,
+    members: Members,
+    hook: Hook,
+    shifts: Shifts,
+    analysis: AnalysisConfig,
+    *,
+    final: bool,
+    wide: bool,
+) -> None:
+    if len(members.atoms) < 2:
+        return
+    order = len(shifts.maps)
+    averaged = spaced(1, order, analysis.curve_shifts if not final else analysis.shifts if wide else order)
+    searched = spaced(0, order, order if final else analysis.curve_shifts)
+    support = [float((atoms @ shifts.basis).pow(2).sum(1).mean()) for atoms in members.atoms]
+    per_seed(result, "shift_support", support)
+    pair_rows(result, "shifted", pairwise(members.atoms, lambda A, B: shifted(A, B, shifts, averaged)))
+    per_seed(result, "self_shift", [shifted(A, A, shifts, averaged) for A in members.atoms])
+    pair_rows(result, "aligned", pairwise(members.atoms, lambda A, B: aligned(A, B, shifts, searched)))
+    matrices = null_matrices(
+        sampler("data_points", hook.x),
+        members.n_live,
+        lambda A, B: aligned(A, B, shifts, searched),
+        draws=analysis.aligned_null_draws if final else 1,
+        purpose="aligned",
+    )
+    scored = NullScore.of(matrices)
+    result.rows.append(Row("aligned", "data_points", scored.mean, scored.low, scored.high, n=len(scored.draws)))
+
+
+def spaced(first: int, order: int, count: int) -> list[int]:
+    """At most `count` shifts from first … order − 1, evenly spaced."""
+    every = np.arange(first, order)
+    return every[np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)].tolist()
