@@ -73,9 +73,7 @@ def _of_codes(
     return (between / total).where(total > CONSTANT * square, torch.nan), sums / sums.sum(0)
 
 
-def answer_directions(
-    x: Float[Tensor, "samples d"], answers: Int[Tensor, "samples"], n: int
-) -> Float[Tensor, "n d"]:
+def answer_directions(x: Float[Tensor, "samples d"], answers: Int[Tensor, "samples"], n: int) -> Float[Tensor, "n d"]:
     """Unit vectors from the mean of all samples to the mean of each answer's; 0 where they are the same up to rounding."""
     x = x.double()
     counts = answers.bincount(minlength=n)[:, None]

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from husai.analysis.recovery import best_subspace
 from husai.errors import HusaiError
 from husai.truth.planes import Families, GroundTruth, coincide, plane_of
 
 RECOVERED = 0.9  # squared principal cosines from which a subspace counts as recovered
 PROBES = 4  # atoms from whose codes a subspace's functions are predicted
 LONGEST = 32  # atoms up to which it is asked how few suffice
+TIE = 1e-5  # shares of energy that differ by less are equal but for rounding
 DEPENDENT = 1e-10  # a code with a smaller share of its variance left, after others were taken out, is a copy of theirs
 
 
@@ -59,8 +59,8 @@ def subspace_recovery(
     centred = codes.double()
     centred = centred - centred.mean(0)
     weighted = atoms.double() * centred.pow(2).mean(0).sqrt()[:, None]
-    home = best_subspace(atoms, truth)[1]
     bases = [subspace.basis for subspace in truth.subspaces]
+    home = _home(atoms, bases)
     assigned, cos2, needed = [], [], []
     for basis in bases:
         shared = torch.tensor([basis.shape == other.shape and coincide(basis, other) for other in bases])
@@ -84,6 +84,12 @@ def subspace_recovery(
     )
 
 
+def _home(atoms: Float[Tensor, "n d"], bases: list[Float[Tensor, "d _"]]) -> Int[Tensor, "n"]:
+    """The subspace that holds most of each atom's energy, the first of several that hold as much."""
+    shares = torch.stack([(atoms.double() @ basis).pow(2).sum(1) for basis in bases])
+    return (shares >= shares.max(0).values - TIE).int().argmax(0)
+
+
 def span_cos2(weighted: Float[Tensor, "n d"], basis: Float[Tensor, "d dim"]) -> float:
     """Least squared principal cosine between a subspace and the leading directions, as many, of weighted atoms.
 
@@ -102,9 +108,7 @@ def _needed(weighted: Float[Tensor, "n d"], basis: Float[Tensor, "d dim"]) -> fl
     return next((float(m) for m in counts if span_cos2(weighted[:m], basis) >= RECOVERED), float("nan"))
 
 
-def probe_r2(
-    centred: Float[Tensor, "samples n"], targets: list[Float[Tensor, "samples functions"]]
-) -> list[float]:
+def probe_r2(centred: Float[Tensor, "samples n"], targets: list[Float[Tensor, "samples functions"]]) -> list[float]:
     """For each set of centred targets, R² (pooled over the set) of least squares on at most 4 centred codes.
 
     Codes are chosen one by one, each the one that explains most of what is left. Centring stands for the intercept.
