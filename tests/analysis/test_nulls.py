@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 
 from husai.analysis.matching import pwmcc
-from husai.analysis.nulls import DRAWN_NULLS, NullScore, adjusted, null_matrices, pairwise, sampler
+from husai.analysis.nulls import (
+    CODED_NULLS,
+    DRAWN_NULLS,
+    NullScore,
+    adjusted,
+    coded_sampler,
+    null_matrices,
+    pairwise,
+    sampler,
+)
 from husai.analysis.stats import monte_carlo_p, pair_mean
 from husai.seeding import generator
 
@@ -77,6 +86,40 @@ def test_data_points_repeat_only_when_all_are_used():
     rows = F.normalize(x - x.mean(0), dim=1)
     used = (sampler("data_points", x)(25, generator("test")) @ rows.T).argmax(1).bincount(minlength=10)
     assert sorted(used.tolist()) == [2] * 5 + [3] * 5
+
+
+# --- codes ---
+
+
+@pytest.mark.parametrize("null", CODED_NULLS)
+def test_codes_are_rectified_projections_of_the_centred_input(null):
+    x = clustered()
+    atoms, codes = coded_sampler(null, x, 3)(50, generator("test"))
+    rung = null.removesuffix("_relu").removesuffix("_top_k")
+    assert torch.equal(atoms, sampler(rung, x)(50, generator("test")))
+    expected = ((x - x.mean(0)) @ atoms.T).relu()
+    kept = codes > 0
+    torch.testing.assert_close(codes[kept], expected[kept])
+    if null.endswith("relu"):
+        torch.testing.assert_close(codes, expected)
+    else:
+        assert set(kept.sum(1).tolist()) == {3}
+        smallest = torch.where(kept, codes, torch.inf).min(1).values
+        assert bool((torch.where(kept, 0, expected).max(1).values <= smallest).all())
+
+
+@pytest.mark.parametrize(("l0", "k"), [(0.2, 1), (1.6, 2), (4.0, 4)])
+def test_matched_codes_fire_as_often_as_observed(l0, k):
+    codes = coded_sampler("data_points_top_k", clustered(), l0)(50, generator("test")).codes
+    assert set((codes > 0).sum(1).tolist()) == {k}
+
+
+def test_no_more_codes_are_kept_than_there_are_atoms():
+    few, all_of_them = (
+        coded_sampler(null, clustered(), 9)(5, generator("test")).codes for null in ("data_top_k", "data_points_relu")
+    )
+    assert few.shape == all_of_them.shape
+    assert int((few > 0).sum(1).max()) <= 5
 
 
 # --- pairs of dictionaries ---

@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from husai.analysis.recovery import best_subspace, decoder_overlap, fourier_overlap, tuning
+from husai.activations import extract
+from husai.analysis.nulls import coded_sampler
+from husai.analysis.recovery import best_subspace, decoder_overlap, fourier_overlap, true_atoms, tuning
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.truth.planes import families
@@ -90,6 +92,40 @@ def test_best_subspace_names_the_plane(circles, inside):
     shares, where = best_subspace(inside, circles.truth)
     assert [circles.truth.subspaces[i].label for i in where.tolist()] == ["sum k=2", "sum k=5", "sum k=9"]
     torch.testing.assert_close(shares.float(), torch.ones(3))
+
+
+# --- true atoms ---
+
+
+def test_an_atom_is_true_by_its_plane_or_by_its_answer(circles, inside, outside):
+    def leaning(share: float) -> torch.Tensor:
+        return share**0.5 * inside[0] + (1 - share) ** 0.5 * outside[0]
+
+    across = F.normalize(inside[0] + inside[1], dim=0)
+    atoms = torch.stack([inside[0], leaning(0.91), leaning(0.89), across, across, outside[0], outside[0]])
+    found = true_atoms(atoms, circles.truth, np.array([0.2, 0.0, 0.0, 0.91, 0.89, -1.0, 0.99]))
+    assert found.plane.tolist() == [True, True, False, False, False, False, False]
+    assert found.answer.tolist() == [False, False, False, True, False, False, True]
+    assert found.true.tolist() == [True, True, False, True, False, False, True]
+
+
+def test_an_atom_whose_ablation_does_something_else_is_not_true(circles, inside):
+    found = true_atoms(inside, circles.truth, np.zeros(3), causal=np.array([True, False, True]))
+    assert found.plane.tolist() == [True, True, True]
+    assert found.true.tolist() == [True, False, True]
+
+
+def test_answers_make_no_atom_true_where_the_truth_does_not_hold_them(plant_circles, directions):
+    operand = plant_circles(variable="u")
+    found = true_atoms(directions(5, 32), operand.truth, np.ones(5))
+    assert not found.answer.any()
+    assert not found.true.any()
+
+
+def test_random_directions_are_not_true(circles, directions):
+    atoms = directions(200, 32)
+    means = F.normalize(circles.means, dim=1)
+    assert not true_atoms(atoms, circles.truth, (atoms @ means.T).max(1).values.numpy()).true.any()
 
 
 # --- what codes are tuned to ---
@@ -228,3 +264,117 @@ def test_subtraction_calls_its_answer_the_sum():
     found = tuning(torch.stack([wave(task.labels, 3, phase=0.7), wave((task.a + task.b) % 23, 3)], 1), families(task))
     assert found.label == ["sum", "difference"]
     assert found.phase[0] == pytest.approx(0.7)
+
+
+# --- Parseval: the same shares from a 2-D Fourier transform ---
+
+
+def fourier_shares(table: torch.Tensor) -> tuple[dict[tuple[str, int], torch.Tensor], torch.Tensor]:
+    """Energy of codes (atoms, u, v) on Z_n × Z_n by family, and their whole centred energy."""
+    n = table.shape[1]
+    power = torch.fft.fft2(table.double()).abs().square() / n**2
+    power[:, 0, 0] = 0
+    found = {}
+    for k in range(1, n // 2 + 1):
+        for variable, (i, j) in {"a": (k, 0), "b": (0, k), "sum": (k, k), "difference": (k, -k)}.items():
+            twins = {(i % n, j % n), (-i % n, -j % n)}
+            if variable == "difference" and 2 * k == n:
+                continue
+            found[variable, k] = sum(power[:, q, r] for q, r in twins)
+    return found, power.sum((1, 2))
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div"])
+def test_shares_are_those_of_a_two_dimensional_fourier_transform(op):
+    task = Task(op, 13)
+    view, atoms = task.group, 60
+    random = generator("test-fft")
+    table = torch.randn(atoms, view.n, view.n, generator=random).relu()
+    steps = torch.arange(view.n)
+    for i in range(atoms // 2):  # half of them lean towards a family, so that every label occurs
+        name, k = families(task).names[i % 20]
+        values = {
+            "a": steps[:, None],
+            "b": steps[None],
+            "sum": steps[:, None] + steps,
+            "difference": steps[:, None] - steps,
+        }
+        table[i] += 2 * wave(values[name], k, view.n, phase=0.1 * i).float()
+    codes = torch.zeros(len(task.a), atoms)
+    codes[view.rows] = table[:, view.u, view.v].T
+    found = tuning(codes, families(task))
+    energy, centred = fourier_shares(table)
+    total = (codes.double() - codes.double().mean(0)).square().sum(0)
+    shares = torch.stack(list(energy.values())) / total
+    zeros = (total - centred) / total  # what a code has because it is 0 on rows with a zero
+    assert (float(zeros.abs().max()) < 1e-9) == (op in ("add", "sub"))
+    best = shares.argmax(0)
+    names = [list(energy)[i] for i in best.tolist()]
+    clear = (shares.max(0).values > zeros).numpy()
+    assert clear[: atoms // 2].all()
+    assert [(v, k) for v, k, ok in zip(found.label, found.k.tolist(), clear, strict=True) if ok] == [
+        name for name, ok in zip(names, clear, strict=True) if ok
+    ]
+    assert {name for name, _ in names} == {"a", "b", "sum", "difference"}
+    assert found.purity[clear] == pytest.approx(shares.max(0).values.numpy()[clear])
+    assert found.mixed == pytest.approx((1 - shares.sum(0) - zeros).numpy(), abs=1e-9)
+    pooled = torch.stack(
+        [sum(shares[i] for i, (_, q) in enumerate(energy) if q == k) for k in range(1, view.n // 2 + 1)]
+    )
+    assert found.frequency_purity == pytest.approx(torch.maximum(pooled.max(0).values, zeros).numpy())
+
+
+# --- squares, whose families overlap ---
+
+
+@pytest.mark.parametrize("p", [13, 23])
+@pytest.mark.parametrize("phase", [0.7, 3.0, -2.0])
+def test_waves_of_squares_are_told_with_their_exact_phases(p, phase):
+    task = Task("squares", p)
+    view = task.group
+    values = {"a": view.u, "b": view.v, "sum": view.s, "difference": (view.u - view.v) % p}
+    found = tuned(*(wave(y, 2, p, phase) for y in values.values()), task=task)
+    assert found.label == list(values)
+    assert found.k.tolist() == [2] * 4
+    assert found.purity == pytest.approx(np.ones(4))
+    assert found.frequency_purity == pytest.approx(np.ones(4))
+    assert found.phase == pytest.approx([phase] * 4)
+    assert found.mixed == pytest.approx(np.zeros(4), abs=1e-9)
+
+
+def test_mixtures_of_squares_are_split_by_joint_fits():
+    task = Task("squares", 23)
+    view, family = task.group, families(task)
+    codes = torch.stack(
+        [wave(view.u, 3) + wave(view.s, 3), wave(view.u, 3) * wave(view.v, 5), wave(view.u, 3).relu()], 1
+    )
+    found = tuning(codes, family)
+    centred = codes - codes.mean(0)
+    left = centred - family.basis @ torch.linalg.lstsq(family.basis, centred, driver="gelsd").solution
+    assert found.mixed == pytest.approx((left.square().sum(0) / centred.square().sum(0)).numpy(), abs=1e-9)
+    assert found.mixed[[0, 2]] == pytest.approx([0, 0], abs=1e-9)
+    assert found.mixed[1] > 0.5
+    assert found.frequency_purity[0] == pytest.approx(1)  # two variables of one frequency
+    assert found.purity[0] < 0.8
+
+
+def test_random_codes_of_squares_are_mixed_as_far_as_dimensions_go():
+    # families of squares span 3(p − 1) of p² − 1 dimensions
+    found = tuning(torch.randn(529, 200, generator=generator("test-squares")), families(Task("squares", 23)))
+    assert found.mixed.mean() == pytest.approx(1 - 66 / 528, abs=0.01)
+    assert found.mixed.min() > 0
+
+
+# --- what random codes reach at a real hook ---
+
+
+def mean_purity(null: str, x: torch.Tensor, task: Task) -> float:
+    codes = coded_sampler(null, x, 2)(128, generator("test-purity")).codes
+    return float(np.nanmean(tuning(codes, families(task)).purity))
+
+
+@pytest.mark.parametrize(("null", "mlp_out", "resid_mid"), [("ambient_relu", 0.58, 0.22), ("data_top_k", 0.035, 0.02)])
+def test_purity_of_random_codes_at_a_reference_model(reference, null, mlp_out, resid_mid):
+    model, task = reference("add-p113-0")
+    assert mean_purity(null, extract(model, task, "mlp_out").x, task) == pytest.approx(mlp_out, rel=0.1)
+    assert mean_purity(null, extract(model, task, "resid_mid").x, task) == pytest.approx(resid_mid, rel=0.1)

@@ -234,14 +234,98 @@ def test_division_is_a_sum_and_the_product_its_difference():
     assert [s.label for s in truth_of(x, task).subspaces] == ["sum k=1", "difference k=1"]
 
 
-def test_squares_have_truth_but_no_unexplained_share():
-    task = Task("squares", 13)
-    wave = characters(2, task.labels, 13)
-    truth = truth_of(wave @ orthonormal(5, 2).T, task)
-    assert "sum" in truth.subspaces[0].variables
-    assert truth.shares[0][:2] == ("sum", 2)
-    assert truth.shares[0][2] == pytest.approx(1)
-    assert math.isnan(truth.unexplained)
+def squares(p):
+    """The task, its coordinates, and a function that draws (cos, sin) of w_k times a variable."""
+    task = Task("squares", p)
+    view = task.group
+    values = {"a": view.u, "b": view.v, "sum": view.s, "difference": (view.u - view.v) % p}
+    return task, values, lambda variable, k: characters(k, values[variable], p)
+
+
+def everything(family):
+    return torch.ones(len(family.names), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("p", [13, 23, 59])
+def test_planted_planes_of_squares_are_found_and_nothing_else(p):
+    # Energies 9, 4 and 1 of 14; characters of squares have about that norm and overlap a little.
+    task, _, wave = squares(p)
+    frame = orthonormal(16, 6)
+    planted = {("a", 1): 3.0, ("sum", 2): 2.0, ("b", 2): 1.0}
+    planes = {name: frame[:, 2 * i : 2 * i + 2] for i, name in enumerate(planted)}
+    x = sum(r * wave(*name) @ planes[name].T for name, r in planted.items())
+    truth = truth_of(x, task)
+    assert [(s.variables, s.k) for s in truth.subspaces] == [((variable,), k) for variable, k in planted]
+    assert [s.share for s in truth.subspaces] == pytest.approx([9 / 14, 4 / 14, 1 / 14], abs=0.015)
+    for subspace, plane in zip(truth.subspaces, planes.values(), strict=True):
+        assert float(principal_cosines(subspace.basis, plane).min()) > 1 - 1e-9
+    assert truth.unexplained == pytest.approx(0, abs=1e-9)
+    family = families(task)  # by themselves, many more families explain 1% each
+    alone = family.energy(family.coefficients(x)).sum(1) / (x - x.mean(0)).square().sum()
+    assert int((alone >= 0.01).sum()) > 10
+    assert float(alone.sum()) > 1.5
+
+
+@pytest.mark.parametrize("p", [5, 7, 13, 23])
+def test_shares_of_squares_sum_to_what_all_families_explain(p):
+    task = Task("squares", p)
+    x = torch.randn(p * p, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x - x.mean(0)
+    family, truth = families(task), truth_of(x, task)
+    fitted = family.basis @ torch.linalg.lstsq(family.basis, x, driver="gelsd").solution
+    explained = float(fitted.square().sum() / x.square().sum())
+    assert sum(share for *_, share in truth.shares) == pytest.approx(explained)
+    assert truth.unexplained == pytest.approx(1 - explained)
+    assert float(family.joint_energy(family.coefficients(x), everything(family)).sum()) == pytest.approx(
+        explained * float(x.square().sum())
+    )
+    assert min(share for *_, share in truth.shares) >= 0
+    # of p² − 1 dimensions, functions of a² and of b² have (p − 1)/2 each, of the sum and the difference p − 1 each
+    if p > 7:
+        assert explained == pytest.approx(3 * (p - 1) / (p * p - 1), abs=0.05)
+
+
+def test_the_largest_share_of_squares_is_what_its_family_explains_by_itself():
+    task, _, _ = squares(13)
+    x = torch.randn(169, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    family = families(task)
+    alone = family.energy(family.coefficients(x)).sum(1) / (x - x.mean(0)).square().sum()
+    name, k, share = truth_of(x, task).shares[0]
+    assert share == pytest.approx(float(alone.max()))
+    assert family.names[int(alone.argmax())] == (name, k)
+
+
+def test_no_attribution_to_frequencies_of_a_square_is_unique():
+    # mod 5, a² is 0, 1 or 4. cos w_1 and cos w_2 of it take two values, one at 0 and one elsewhere; sin w_1 and sin w_2 are 0,
+    # something and its negative. So both frequencies are the same functions, and either may be said to hold them.
+    family = families(Task("squares", 5))
+    first, second = (family.columns("a", k) for k in (1, 2))
+    assert float(principal_cosines(first, second).min()) == pytest.approx(1)
+    # In general they are p − 1 functions in (p − 1)/2 dimensions.
+    for p in (5, 13, 23):
+        family = families(Task("squares", p))
+        every = torch.cat([family.columns("a", k) for k in range(1, p // 2 + 1)], dim=1)
+        assert every.shape[1] == p - 1
+        assert int(torch.linalg.matrix_rank(every, rtol=1e-9)) == (p - 1) // 2
+
+
+def test_energies_of_joint_fits_are_plain_sums_where_families_do_not_overlap():
+    task = Task("add", 13)
+    family = families(task)
+    coefficients = family.coefficients(torch.randn(169, 3, generator=torch.Generator().manual_seed(0)))
+    some = torch.arange(len(family.names)) % 3 == 0
+    torch.testing.assert_close(
+        family.joint_energy(coefficients, some), family.energy(coefficients)[some].sum(0), rtol=1e-12, atol=0
+    )
+    assert family.orthogonal
+    assert not families(Task("squares", 13)).orthogonal
+
+
+def test_a_family_that_does_not_exist_is_named():
+    family = families(Task("add", 13))
+    assert family.columns("sum", 6).shape == (169, 2)
+    with pytest.raises(HusaiError, match="family: there is none of zero at k=0; allowed are frequencies of a, b, sum"):
+        family.columns("zero", 0)
 
 
 def test_noise_has_no_truth():

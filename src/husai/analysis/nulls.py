@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.analysis.stats import pair_mean
+from husai.sae.topk import keep_largest
 from husai.seeding import generator
 
 NULL_LIMIT = 0.9  # above it a null leaves no room to adjust by
 DRAWN_NULLS = ("ambient", "data", "data_points")
+CODED_NULLS = ("ambient_relu", "data_top_k", "data_points_relu", "data_points_top_k")
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
 PairScore = Callable[[Tensor, Tensor], float | tuple[float, ...]]
@@ -54,6 +56,34 @@ def sampler(null: str, x: Float[Tensor, "samples d"]) -> Draw:
         return lambda n, g: F.normalize(torch.randn(n, x.shape[1], generator=g) @ root, dim=-1)
     assert null == "data_points", null
     return lambda n, g: F.normalize(centred[_rows(len(x), n, g)], dim=-1)
+
+
+class Coded(NamedTuple):
+    """A null dictionary with something to say of every sample. atoms: unit rows. codes: float32, at least 0."""
+
+    atoms: Float[Tensor, "n d"]
+    codes: Float[Tensor, "samples n"]
+
+
+def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callable[[int, torch.Generator], Coded]:
+    """The function (n, generator) → n atoms of a rung and their codes, f = ReLU((x − x̄)·atom), for scores of codes.
+
+    ambient_relu: isotropic atoms. data_points_relu: data points. data_top_k, data_points_top_k: atoms of the rung named, of
+    whose codes each sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n.
+    (docs/method.md §Chance)
+    """
+    assert null in CODED_NULLS, null
+    draw = sampler(null.removesuffix("_relu").removesuffix("_top_k"), x)
+    centred = (x - x.mean(0)).float()
+
+    def coded(n: int, g: torch.Generator) -> Coded:
+        atoms = draw(n, g)
+        projections = centred @ atoms.T
+        if null.endswith("_top_k"):
+            return Coded(atoms, keep_largest(projections, min(n, max(1, round(l0)))))
+        return Coded(atoms, projections.relu())
+
+    return coded
 
 
 def _rows(available: int, n: int, g: torch.Generator) -> Tensor:

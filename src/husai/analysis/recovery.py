@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.truth.planes import Families, GroundTruth
 
 CONSTANT = 1e-12  # a code whose variance is a smaller share of its mean square is constant but for rounding
+TRUE = 0.9  # an atom is true from this share of its energy in one true subspace on, or this cosine with an answer
 
 
 def fourier_overlap(
@@ -43,6 +44,34 @@ def _mean(values: Tensor, weights: Tensor | None) -> float:
     return float((values * weights).sum() / weights.sum())
 
 
+class TrueAtoms(NamedTuple):
+    """Which atoms are true. plane: by their energy in one true subspace. answer: by their cosine with an answer mean.
+
+    true: by either, and, if it is known, by the effect of their ablation.
+    """
+
+    plane: Bool[np.ndarray, "n"]
+    answer: Bool[np.ndarray, "n"]
+    true: Bool[np.ndarray, "n"]
+
+
+def true_atoms(
+    atoms: Float[Tensor, "n d"],
+    truth: GroundTruth,
+    overlap: Float[np.ndarray, "n"],
+    causal: Bool[np.ndarray, "n"] | None = None,
+) -> TrueAtoms:
+    """Which unit atoms have at least .9 of their energy in one true subspace, or an `answer_overlap` of at least .9.
+
+    overlap: of `analysis.answers`; at a hook whose truth does not hold the answer it makes no atom true. causal: whether
+    ablating the atom does what its label predicts; without it, that is not asked.
+    """
+    plane = (best_subspace(atoms, truth)[0] >= TRUE).numpy()
+    answer = (overlap >= TRUE) & (truth.answer_span is not None)
+    either = plane | answer
+    return TrueAtoms(plane, answer, either if causal is None else either & causal)
+
+
 class Tuning(NamedTuple):
     """What each atom's code over the grid is a function of, by the energy of its centred code in each Fourier family.
 
@@ -62,8 +91,8 @@ class Tuning(NamedTuple):
 def tuning(codes: Float[Tensor, "pairs n"], family: Families) -> Tuning:
     """Tuning of n atoms from their codes over the samples that `family` has functions of.
 
-    Shares of families and `mixed` sum to 1; for `squares`, whose families overlap, shares can exceed 1 and `mixed` be
-    negative.
+    Shares of families and `mixed` sum to 1. For `squares`, whose families overlap, a share is what its family explains
+    by itself; `frequency_purity` and `mixed` are of joint fits.
     """
     codes = codes.double()
     total = (codes - codes.mean(0)).pow(2).sum(0)
@@ -71,11 +100,14 @@ def tuning(codes: Float[Tensor, "pairs n"], family: Families) -> Tuning:
     coefficients = family.coefficients(codes)
     shares = family.energy(coefficients) / total.clamp(min=1e-300)
     best = shares.argmax(0)
-    frequencies = torch.tensor([k for _, k in family.names])
-    per_frequency = shares.new_zeros(int(frequencies.max()) + 1, shares.shape[1]).index_add_(0, frequencies, shares)
+    per_frequency, explained = _pooled(family, coefficients, shares, total.clamp(min=1e-300))
     first = torch.searchsorted(family.owner, best)  # a family's columns are adjacent, its cosine first
     single = torch.bincount(family.owner)[best] == 1
     cosine, sine = coefficients.gather(0, torch.stack([first, (first + 1).clamp(max=len(coefficients) - 1)]))
+    if family.triangles is not None:  # from the orthonormal columns to the cosine and sine themselves
+        triangle = family.triangles[best]
+        sine = sine / triangle[:, 1, 1]
+        cosine = (cosine - triangle[:, 0, 1] * sine) / triangle[:, 0, 0]
     phase = torch.atan2(sine.masked_fill(single, 0.0), cosine)
     names = [family.names[i] for i in best.tolist()]
     live = alive.numpy()
@@ -85,5 +117,18 @@ def tuning(codes: Float[Tensor, "pairs n"], family: Families) -> Tuning:
         purity=np.where(live, shares.max(0).values.numpy(), np.nan),
         frequency_purity=np.where(live, per_frequency.max(0).values.numpy(), np.nan),
         phase=np.where(live, phase.numpy(), np.nan),
-        mixed=np.where(live, (1 - shares.sum(0)).numpy(), np.nan),
+        mixed=np.where(live, (1 - explained).numpy(), np.nan),
     )
+
+
+def _pooled(
+    family: Families, coefficients: Float[Tensor, "columns n"], shares: Float[Tensor, "families n"], total: Tensor
+) -> tuple[Float[Tensor, "frequencies n"], Float[Tensor, "n"]]:
+    """Shares of every frequency over all its variables, and of all families together."""
+    frequencies = torch.tensor([k for _, k in family.names])
+    if family.orthogonal:
+        per_frequency = shares.new_zeros(int(frequencies.max()) + 1, shares.shape[1])
+        return per_frequency.index_add_(0, frequencies, shares), shares.sum(0)
+    per_frequency = [family.joint_energy(coefficients, frequencies == k) for k in frequencies.unique().tolist()]
+    every = family.joint_energy(coefficients, torch.ones_like(frequencies, dtype=torch.bool))
+    return torch.stack(per_frequency) / total, every / total
