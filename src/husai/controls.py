@@ -18,7 +18,7 @@ from torch import Tensor
 
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import max_cosine, pwmcc
-from husai.analysis.nulls import DRAWN_NULLS, pairwise, sampler
+from husai.analysis.nulls import DRAWN_NULLS, Draw, pairwise, sampler
 from husai.analysis.planted import atom_recovery, firing_recovery, match_true
 from husai.analysis.recovery import decoder_overlap, fourier_overlap, tuning
 from husai.analysis.stats import (
@@ -96,8 +96,9 @@ def drawn_controls(hook: Hook, source: str, *, experiments: int = EXPERIMENTS) -
     """
     found, scores = [], drawn_scores(hook)
     for null in DRAWN_NULLS:
+        draw = sampler(null, hook.x)
         on_trial, reference = (
-            [_experiment(null, hook, generator(f"{purpose}-{null}", 0, r)) for r in range(experiments)]
+            [_experiment(draw, generator(f"{purpose}-{null}", 0, r)) for r in range(experiments)]
             for purpose in ("control", "null")
         )
         for score, statistic in scores.items():
@@ -109,8 +110,7 @@ def drawn_controls(hook: Hook, source: str, *, experiments: int = EXPERIMENTS) -
     return found
 
 
-def _experiment(null: str, hook: Hook, stream: torch.Generator) -> list[Tensor]:
-    draw = sampler(null, hook.x)
+def _experiment(draw: Draw, stream: torch.Generator) -> list[Tensor]:
     return [draw(ATOMS, stream) for _ in range(SEEDS)]
 
 
@@ -177,7 +177,7 @@ def trained_controls(
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished suite of controls: its cells, and for each the hook it was measured at and its first SAE."""
+    """A finished suite of controls: its cells, and for each the hook it was measured at and its SAEs."""
 
     results: SuiteResults
     jobs: dict[str, Job]
@@ -192,13 +192,10 @@ class Trial:
         planned, _ = plan(suite, places, runs)
         return cls(SuiteResults.load(place), {job.cell.run_id: job for job in planned})
 
-    def cell(self, *, control: str = "", hook: str = "", sparsity: float | None = None) -> CellView:
-        """The one cell with this stand-in, and with this hook and sparsity where a suite has several."""
-        return next(
-            cell
-            for cell in self.results.cells
-            if cell.control == control and hook in cell.hook and sparsity in (None, cell.sparsity)
-        )
+    def cell(self, *, control: str = "", sparsity: float | None = None) -> CellView:
+        """The cell with this stand-in, and with this sparsity where a suite has several."""
+        cells = (cell for cell in self.results.cells if cell.control == control)
+        return next(cell for cell in cells if sparsity in (None, cell.sparsity))
 
     def hook(self, cell: CellView) -> Hook:
         return hook_of(self.jobs[cell.run_id])
