@@ -8,7 +8,7 @@ import torch
 from husai.activations import Activations
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
-from husai.analysis.nulls import DRAWN_NULLS
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted
@@ -23,6 +23,7 @@ from husai.config import (
 )
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
+from husai.measure.reading import FIGURES
 from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes
 from husai.seeding import generator
@@ -30,7 +31,8 @@ from husai.tasks import Task
 from husai.truth.synthetic import draw_circles, plant
 
 P, D, D_SAE, SEEDS = 23, 16, 24, 3
-FIT = {"explained_variance", "fvu", "l0", "dead", "n_live", "purity", "frequency_purity"}
+FIT = {"explained_variance", "fvu", "l0", "dead", "n_live"}
+READING = set(FIGURES)
 RECOVERY = {"fourier_overlap", "decoder_overlap"}
 STABILITY = {"pwmcc", "max_cosine"}
 VARIANTS = {"pwmcc_energy_weighted", "pwmcc_frequent"}  # without nulls of their own
@@ -95,7 +97,8 @@ def overall(measurement) -> dict[tuple[str, str], object]:
 
 def test_every_metric_stands_beside_its_nulls(final):
     rows = overall(final)
-    expected = {(metric, "") for metric in FIT | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}}
+    expected = {(metric, "") for metric in FIT | READING | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}}
+    expected |= {(metric, null) for metric in READING for null in (*CODED_NULLS, "untrained")}
     expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
@@ -111,7 +114,7 @@ def test_no_number_is_said_twice(final):
 
 
 def test_seeds_and_pairs_have_rows_of_their_own(final):
-    for metric in FIT | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
+    for metric in FIT | READING | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
         assert [r.seed for r in final.rows if r.metric == metric and r.seed is not None] == [0, 1, 2]
     for metric in STABILITY | VARIANTS | {"shifted", "aligned"}:
         pairs = [(r.seed, r.seed_b) for r in final.rows if r.metric == metric and r.seed is not None]
@@ -476,9 +479,9 @@ def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
     members = Members.of(ensemble.dictionaries, circles_hook)
     result = measure(members, circles_hook, ANALYSIS, final=True)
     metrics = {key[0] for key in overall(result) if not key[1]}
-    assert metrics == FIT | RECOVERY | {f"{m}_unweighted" for m in RECOVERY} | STABILITY | VARIANTS | SYMMETRY | {
-        "n_frequent"
-    }
+    assert metrics == FIT | READING | RECOVERY | {
+        f"{m}_unweighted" for m in RECOVERY
+    } | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
     for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):
         assert result.value(metric).mean == pytest.approx(1, abs=1e-4), metric
     assert result.value("purity").mean == pytest.approx(0.841, abs=0.01)
@@ -498,3 +501,53 @@ def test_one_atom_an_answer_is_closed_under_the_shifts_of_circles(circles_hook):
         Members.of(dictionaries(means, means).dictionaries, circles_hook), circles_hook, ANALYSIS, final=True
     )
     assert result.value("self_shift").mean == pytest.approx(1, abs=1e-4)
+
+
+def test_readings_of_answers_and_of_planes_stand_above_their_nulls(circles_hook):
+    """One atom an answer is an answer; the ends of the planes' axes are planes, whose codes are spread over answers."""
+    means = torch.nn.functional.normalize(circles_hook.x[:P], dim=1)
+    planes = [subspace.basis.float().T for subspace in circles_hook.truth.subspaces]
+    ends = torch.cat([planes[0], -planes[0], planes[1], -planes[1]])
+    found = {}
+    for name, atoms in (("answers", means), ("axes", ends)):
+        members = Members.of(dictionaries(atoms, atoms).dictionaries, circles_hook)
+        found[name] = measure(members, circles_hook, ANALYSIS, final=True)
+        assert found[name].value("answer_selectivity").mean == pytest.approx(1, abs=1e-6)  # nothing else varies
+    answers, axes = found["answers"], found["axes"]
+    assert answers.value("true_answer").mean == 1
+    assert answers.value("true_plane").mean == 0
+    assert answers.value("answer_overlap").mean == pytest.approx(1, abs=1e-5)
+    assert axes.value("true_plane").mean == 1
+    assert axes.value("subspace_recovered").mean == 1
+    assert axes.value("subspace_cos2").mean == pytest.approx(1, abs=1e-4)
+    assert axes.value("subspace_r2").mean == pytest.approx(1, abs=1e-4)
+    for metric in ("subspace_r2", "true_plane", "purity"):
+        nulls = [axes.value(metric, null).mean for null in ("ambient_relu", "data_top_k")]
+        assert max(nulls) < axes.value(metric).mean - 0.05, metric
+
+
+def test_short_readings_are_of_tuning_alone(circles_hook):
+    atoms = torch.nn.functional.normalize(circles_hook.x[:P], dim=1)
+    members = Members.of(dictionaries(atoms, atoms).dictionaries, circles_hook, full=False)
+    result = measure(members, circles_hook, ANALYSIS, final=True)
+    shown = {row.metric for row in result.rows} & set(FIGURES)
+    assert shown == {"purity", "frequency_purity"}
+    assert not any(row.null for row in result.rows if row.metric in shown)
+
+
+def test_the_atom_table_has_what_each_atom_reads_and_nothing_of_dead_ones(hook):
+    alive = random_direction_rows(4)
+    never = torch.zeros(1, alive.shape[1])
+    atoms = torch.cat([alive, never])
+    params = Params(atoms.T[None], torch.tensor([[0.0] * 4 + [-1.0]]), atoms[None], torch.zeros(1, atoms.shape[1]))
+    ensemble = SAEEnsemble(params, ReLUConfig(d_sae=5), (0,), (0,))
+    table = atom_table(Members.of(ensemble.dictionaries, hook), ensemble, hook)
+    assert table.label.tolist()[4] == "dead"
+    assert table.answer_overlap.notna().tolist() == [True] * 4 + [False]
+    assert table.answer_best.tolist()[4] == -1
+    assert not table.true_plane.tolist()[4]
+
+
+def random_direction_rows(count: int) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(7)
+    return torch.nn.functional.normalize(torch.randn(count, D, generator=stream), dim=1)

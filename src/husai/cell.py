@@ -124,7 +124,7 @@ def run_cell(job: Job) -> str:
     latest: list[Members] = []
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        latest[:] = [Members.of(ensemble.dictionaries, hook)]
+        latest[:] = [Members.of(ensemble.dictionaries, hook, full=step in (0, steps))]
         curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
         known = curve[step].overall()
         figures = ", ".join(

@@ -91,7 +91,7 @@ def train_single(request: Request) -> dict[str, Any]:
     curve: dict[int, tuple[Measurement, Members]] = {}
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        members = Members.of(ensemble.dictionaries, hook)
+        members = Members.of(ensemble.dictionaries, hook, full=step in (0, steps))
         untrained = curve[0][0] if curve else None
         curve[step] = measure(members, hook, AnalysisConfig(), final=False, untrained=untrained), members
         return False

@@ -9,7 +9,8 @@ from torch import Tensor
 from husai.analysis.matching import Matching, cosines, match
 from husai.analysis.planted import FiringRecovery
 from husai.analysis.recovery import best_subspace
-from husai.measure.hook import Hook, Members
+from husai.measure.hook import Hook
+from husai.measure.members import Members
 from husai.sae.base import SAEEnsemble
 
 
@@ -29,7 +30,7 @@ def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFr
             "data_seed": ensemble.data_seeds[index],
             "atom": np.arange(len(live)),
             "live": live,
-            **(members.tunings[index]._asdict() if members.tunings else {}),
+            **{name: _spread(values, live) for name, values in members.readings[index].columns.items()},
             "firing_rate": fit.firing_rate.numpy(),
             "energy": fit.energy.numpy(),
         }
@@ -48,6 +49,20 @@ def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFr
             columns["subspace"][live] = [hook.truth.subspaces[i].label for i in where.tolist()]
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+def _spread(values: Any, live: np.ndarray) -> np.ndarray:
+    """Values of live latents at their places among all; the others get 'dead', −1, False or nan."""
+    values = np.asarray(values)
+    kind, fill = {
+        "U": (object, "dead"),
+        "i": (values.dtype, -1),
+        "b": (bool, False),
+        "f": (float, np.nan),
+    }[values.dtype.kind]
+    spread = np.full(len(live), fill, dtype=kind)
+    spread[live] = values
+    return spread
 
 
 def _true_columns(live: np.ndarray, matching: Matching, firing: FiringRecovery) -> dict[str, np.ndarray]:

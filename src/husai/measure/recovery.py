@@ -4,24 +4,42 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.analysis.nulls import DRAWN_NULLS, sampler
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, coded_sampler, sampler
 from husai.analysis.planted import AtomRecovery, atom_recovery
 from husai.analysis.recovery import decoder_overlap, fourier_overlap
 from husai.analysis.stats import seed_interval
-from husai.measure.hook import Hook, Members
+from husai.measure.hook import Hook
+from husai.measure.members import Members
+from husai.measure.reading import read
 from husai.measure.rows import Measurement, Row, per_seed
 from husai.seeding import generator
 
 FIRING = ("firing_precision", "firing_recall", "firing_f1")
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
+READING_DRAWS = 3  # the same of nulls with codes, which take longer
 
 
 def fit_rows(result: Measurement, members: Members) -> None:
     for metric in ("explained_variance", "fvu", "l0", "dead"):
         per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
     per_seed(result, "n_live", [float(n) for n in members.n_live])
-    for metric in ("purity", "frequency_purity") if members.tunings else ():
-        per_seed(result, metric, [float(np.nanmean(getattr(tuned, metric))) for tuned in members.tunings])
+
+
+def reading_rows(result: Measurement, members: Members, hook: Hook, *, nulls: bool) -> None:
+    """Scores of codes. nulls: beside those of null dictionaries with codes, as many as the largest seed's live atoms."""
+    found = [reading.figures for reading in members.readings]
+    for metric in found[0]:
+        per_seed(result, metric, [figures[metric] for figures in found])
+    if not (nulls and found[0]):
+        return
+    size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
+    for null in CODED_NULLS:
+        draw = coded_sampler(null, hook.x, l0)
+        drawn = (draw(size, generator(f"reading-{null}", index)) for index in range(READING_DRAWS))
+        levels = [read(coded.codes, coded.atoms, hook).figures for coded in drawn]
+        for metric in found[0]:
+            values = seed_interval(np.array([figures[metric] for figures in levels]))
+            result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
 
 
 def recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:

@@ -6,7 +6,8 @@ from husai.analysis.matching import agreement, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, null_matrices, pairwise, sampler
 from husai.analysis.symmetry import Shifts, aligned, shifted
 from husai.config import AnalysisConfig
-from husai.measure.hook import Hook, Members
+from husai.measure.hook import Hook
+from husai.measure.members import Members
 from husai.measure.rows import Measurement, Row, null_rows, pair_rows, per_seed
 
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"

@@ -1,0 +1,50 @@
+"""What is measured: SAEs, each encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.analysis.fit import Fit, evaluate_fit
+from husai.analysis.matching import Matching
+from husai.analysis.planted import FiringRecovery, firing_recovery, match_true
+from husai.measure.hook import Hook
+from husai.measure.reading import Reading, read
+from husai.sae.base import Dictionary
+
+
+@dataclass(frozen=True)
+class Members:
+    """Fit, live unit atoms and reading of every SAE; recovery of planted atoms, where there are any.
+
+    matchings: of true atoms with live ones. firings: how the matched latents fire. full: whether readings are complete.
+    """
+
+    fits: list[Fit]
+    atoms: list[Float[Tensor, "n_live d"]]
+    readings: list[Reading]
+    matchings: list[Matching]
+    firings: list[FiringRecovery]
+    full: bool
+
+    @classmethod
+    def of(cls, dictionaries: Sequence[Dictionary], hook: Hook, *, full: bool = True) -> "Members":
+        """full: read all that applies at the hook, which takes longer; else only what each latent is tuned to."""
+        found = cls([], [], [], [], [], full)
+        for dictionary in dictionaries:
+            codes = dictionary.encode(hook.x)
+            fit = evaluate_fit(dictionary, hook.x, codes)
+            found.fits.append(fit)
+            found.atoms.append(dictionary.atoms[fit.live])
+            contributed = codes[:, fit.live] * dictionary.W_dec[fit.live].norm(dim=1)
+            found.readings.append(read(contributed, found.atoms[-1], hook, full=full))
+            if hook.planted is not None and fit.live.any():
+                matching = match_true(found.atoms[-1], hook.planted.atoms)
+                found.matchings.append(matching)
+                found.firings.append(firing_recovery(codes[:, fit.live] > 0, hook.planted.codes > 0, matching))
+        return found
+
+    @property
+    def n_live(self) -> tuple[int, ...]:
+        return tuple(len(atoms) for atoms in self.atoms)
