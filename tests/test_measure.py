@@ -11,7 +11,7 @@ from husai.analysis.matching import cosines, match, max_cosine, pwmcc
 from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
-from husai.analysis.symmetry import aligned, shifted
+from husai.analysis.symmetry import aligned, shifted, spaced
 from husai.config import (
     AnalysisConfig,
     CirclesConfig,
@@ -22,7 +22,7 @@ from husai.config import (
     TopKConfig,
 )
 from husai.errors import HusaiError
-from husai.measure import Hook, Members, atom_table, measure, spaced, verdict
+from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.reading import FIGURES
 from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes

@@ -18,7 +18,8 @@ from husai.tasks import Task
 class Activations:
     """Activations x: (pairs, d), float32, one row a row of `task`, read at one position (of walks: in time order).
 
-    hook: full name of the hook point. model: the model's name. verified: whether its gate was passed.
+    hook: full name of the hook point. model: the model's name. verified: whether its gate was passed. position: where
+    in the input, counted from its end if negative; the model's answer is read at −1.
     """
 
     x: Float[Tensor, "pairs d"]
@@ -26,6 +27,7 @@ class Activations:
     hook: str
     model: str
     verified: bool | None = None
+    position: int = -1
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,4 @@ def extract(
     x = torch.cat(rows).float()
     if not bool(x.isfinite().all()):
         raise HusaiError(f"hook {full}: position {position} holds masked entries; read it at the last position")
-    return Activations(x, task, full, model.name, model.verified)
+    return Activations(x, task, full, model.name, model.verified, position)

@@ -55,7 +55,7 @@ class Score:
         return next((name for limit, name in bands if self.value > limit), "low")
 
 
-def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Activations:
+def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> tuple[Activations, Model]:
     """The grid at `hook`, or at the hook the SAEs say they were trained on. `model` as a Transformer is taken to add.
 
     A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
@@ -73,7 +73,7 @@ def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
-    return activations
+    return activations, checked
 
 
 def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
@@ -82,7 +82,7 @@ def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) 
     Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out, and so is what needs truth at
     a hook that has none. Raises HusaiError if no latent fires, or the hook is not the SAE's. (docs/method.md)
     """
-    where = Hook.of(_activations(model, hook, sae))
+    where = Hook.of(*_activations(model, hook, sae))
     result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
     found = {row.metric: Score(row.value, {}) for row in result.rows if row.seed is None and not row.null}
     for row in result.rows:
@@ -98,7 +98,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
     Nulls: ambient, data, data_points dictionaries of as many atoms. Raises HusaiError for a hook without truth or another
     than the SAE's. (docs/method.md §Recovery)
     """
-    activations = _activations(model, hook, sae)
+    activations, _ = _activations(model, hook, sae)
     truth, fit = find_truth(activations), evaluate_fit(sae, activations.x)
     atoms = sae.atoms[fit.live]
     nulls = {}
@@ -121,7 +121,7 @@ def compute_pwmcc(
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
     x = first
     if model is not None:
-        x, names = _activations(model, hook, sae1, sae2).x, DRAWN_NULLS
+        x, names = _activations(model, hook, sae1, sae2)[0].x, DRAWN_NULLS
         first, second = (sae.atoms[evaluate_fit(sae, x).live] for sae in (sae1, sae2))
     nulls = {}
     for null in names:

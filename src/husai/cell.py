@@ -1,7 +1,7 @@
 """One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def hook_of(job: Job) -> Hook:
     A control's samples stand beside its source's truth, to which they have no relation but their covariance.
     """
     hook = _hook_of_source(job)
-    return hook if job.control is None else replace(hook, x=stand_in(hook.x, job.control))
+    return hook if job.control is None else hook.with_samples(stand_in(hook.x, job.control))
 
 
 def _hook_of_source(job: Job) -> Hook:
@@ -112,7 +112,8 @@ def _hook_of_source(job: Job) -> Hook:
         return Hook.of_circles(draw_circles(job.source))
     loaded = load_model(job.source.path, job.source.op)
     activations = extract(loaded.model, loaded.task, job.cell.hook)
-    return Hook.without_truth(activations) if loaded.tier in TRUTHLESS else Hook.of(activations)
+    make = Hook.without_truth if loaded.tier in TRUTHLESS else Hook.of
+    return make(activations, loaded.model)
 
 
 def run_cell(job: Job) -> str:

@@ -75,7 +75,7 @@ def train_single(request: Request) -> dict[str, Any]:
     loaded = load_model(request.model, request.op)
     model, _ = check_gate(loaded, allow_unverified=request.allow_unverified)
     activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
-    hook, x, config = Hook.of(activations), activations.x, request.config
+    hook, x, config = Hook.of(activations, model), activations.x, request.config
     if request.epochs is not None:
         steps = math.ceil(request.epochs * len(x) / config.training.batch_size)
         config = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})

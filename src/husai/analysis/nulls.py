@@ -17,8 +17,10 @@ from husai.analysis.stats import pair_mean
 from husai.sae.topk import keep_largest
 from husai.seeding import generator
 
+LONGEST_PURSUIT = 32  # atoms a sample is at most made of in a pursuit
 NULL_LIMIT = 0.9  # above it a null leaves no room to adjust by
 DRAWN_NULLS = ("ambient", "data", "data_points")
+PURSUED_NULLS = ("ambient_pursued", "data_points_pursued")
 CODED_NULLS = ("ambient_relu", "data_top_k", "data_points_relu", "data_points_top_k")
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
@@ -69,21 +71,34 @@ def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callab
     """The function (n, generator) → n atoms of a rung and their codes, f = ReLU((x − x̄)·atom), for scores of codes.
 
     ambient_relu: isotropic atoms. data_points_relu: data points. data_top_k, data_points_top_k: atoms of the rung named, of
-    whose codes each sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n.
-    (docs/method.md §Chance)
+    whose codes each sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n. ambient_pursued,
+    data_points_pursued: codes that reconstruct, by k steps of matching pursuit (at most 32). (docs/method.md §Chance)
     """
-    assert null in CODED_NULLS, null
-    draw = sampler(null.removesuffix("_relu").removesuffix("_top_k"), x)
+    assert null in (*CODED_NULLS, *PURSUED_NULLS), null
+    draw = sampler(null.removesuffix("_relu").removesuffix("_top_k").removesuffix("_pursued"), x)
     centred = (x - x.mean(0)).float()
 
     def coded(n: int, g: torch.Generator) -> Coded:
         atoms = draw(n, g)
+        if null.endswith("_pursued"):
+            return Coded(atoms, pursue(centred, atoms, min(LONGEST_PURSUIT, max(1, round(l0)))))
         projections = centred @ atoms.T
         if null.endswith("_top_k"):
             return Coded(atoms, keep_largest(projections, min(n, max(1, round(l0)))))
         return Coded(atoms, projections.relu())
 
     return coded
+
+
+def pursue(centred: Float[Tensor, "samples d"], atoms: Float[Tensor, "n d"], steps: int) -> Float[Tensor, "samples n"]:
+    """Codes ≥ 0 of matching pursuit (Mallat & Zhang 1993): each step adds the unit atom that takes most off what is left."""
+    codes, left = centred.new_zeros(len(centred), len(atoms)), centred.clone()
+    for _ in range(steps):
+        amounts, best = (left @ atoms.T).max(1)
+        amounts = amounts.relu()
+        codes.scatter_add_(1, best[:, None], amounts[:, None])
+        left -= amounts[:, None] * atoms[best]
+    return codes
 
 
 def _rows(available: int, n: int, g: torch.Generator) -> Tensor:

@@ -47,7 +47,7 @@ def _mean(values: Tensor, weights: Tensor | None) -> float:
 class TrueAtoms(NamedTuple):
     """Which atoms are true. plane: by their energy in one true subspace. answer: by their cosine with an answer mean.
 
-    true: by either, and, if it is known, by the effect of their ablation.
+    true: by either, and, if it is known, confirmed by the effect of their removal.
     """
 
     plane: Bool[np.ndarray, "n"]
@@ -59,17 +59,18 @@ def true_atoms(
     atoms: Float[Tensor, "n d"],
     truth: GroundTruth,
     overlap: Float[np.ndarray, "n"],
-    causal: Bool[np.ndarray, "n"] | None = None,
+    confirmed: tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]] | None = None,
 ) -> TrueAtoms:
     """Which unit atoms have at least .9 of their energy in one true subspace, or an `answer_overlap` of at least .9.
 
-    overlap: of `analysis.answers`; at a hook whose truth does not hold the answer it makes no atom true. causal: whether
-    ablating the atom does what its label predicts; without it, that is not asked.
+    overlap: of `analysis.answers`; at a hook whose truth does not hold the answer it makes no atom true. confirmed: whether
+    removing the atom does what its label, and what its nearest answer predicts (`analysis.causal.Effects`); without it,
+    that is not asked.
     """
     plane = (best_subspace(atoms, truth)[0] >= TRUE).numpy()
     answer = (overlap >= TRUE) & (truth.answer_span is not None)
-    either = plane | answer
-    return TrueAtoms(plane, answer, either if causal is None else either & causal)
+    as_label, as_answer = (True, True) if confirmed is None else confirmed
+    return TrueAtoms(plane, answer, (plane & as_label) | (answer & as_answer))
 
 
 class Tuning(NamedTuple):

@@ -84,3 +84,9 @@ def aligned(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
             bounds.append(similarity.max(1 if len(A) <= len(B) else 0).mean())
         deltas = [deltas[i] for i in np.argsort(bounds)[::-1][:SHORTLIST]]
     return float(max(match(at(delta)).cosines.mean() for delta in deltas))
+
+
+def spaced(first: int, order: int, count: int) -> list[int]:
+    """At most `count` shifts from first … order − 1, evenly spaced."""
+    every = np.arange(first, order)
+    return every[np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)].tolist()

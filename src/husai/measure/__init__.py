@@ -11,14 +11,15 @@ from husai.analysis.verdict import rung_sentence
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
 from husai.measure.atoms import atom_table
+from husai.measure.causes import CAUSES
 from husai.measure.hook import Hook
 from husai.measure.members import Members
 from husai.measure.reading import FIGURES
-from husai.measure.recovery import FIRING, fit_rows, planted_rows, reading_rows, recovery_rows
+from husai.measure.recovery import FIRING, causal_rows, fit_rows, planted_rows, reading_rows, recovery_rows
 from husai.measure.rows import Measurement, Row
-from husai.measure.stability import spaced, stability_rows, symmetry_rows
+from husai.measure.stability import stability_rows, symmetry_rows
 
-__all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "spaced", "verdict"]
+__all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
 
 
 def measure(
@@ -46,6 +47,7 @@ def measure(
     fit_rows(result, members)
     reading_rows(result, members, hook, nulls=final and members.full)
     recovery_rows(result, members, hook)
+    causal_rows(result, members, hook, nulls=final and members.full)
     planted_rows(result, members, hook)
     stability_rows(result, members, hook, draws)
     if hook.shifts is not None:
@@ -67,7 +69,7 @@ def untrained_rows(result: Measurement, untrained: Measurement) -> None:
         if rescaled is not None:
             result.rows.append(Row(f"{metric}_adjusted", "untrained", *pair_interval(rescaled), n=pairs))
         result.rows.append(Row(f"{metric}_difference", "untrained", *pair_interval(matrix - null), n=pairs))
-    for metric in ("fourier_overlap", "decoder_overlap", *AtomRecovery._fields, *FIRING, *FIGURES):
+    for metric in ("fourier_overlap", "decoder_overlap", *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES):
         if any(row.metric == metric for row in untrained.rows):
             seeds = sum(row.metric == metric and row.seed is not None for row in untrained.rows)
             result.rows.append(Row(metric, "untrained", *untrained.value(metric), n=seeds))

@@ -1,6 +1,6 @@
 """Where SAEs are measured: samples, and what is known of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Activations
+from husai.analysis.causal import Turning, rotation_of_truth, turnings
+from husai.analysis.site import Site
 from husai.analysis.symmetry import Shifts, answer_shifts, shift_maps
 from husai.errors import HusaiError
-from husai.models import Inputs
+from husai.models import Inputs, Model
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
 from husai.truth.synthetic import Circles, Planted
 
@@ -29,7 +31,8 @@ class Hook:
 
     x: the samples. truth: their true planes; planted: their true atoms (None: there are none to recover). shifts: their
     symmetry. answers: what they are the answer of, where there is truth. families: the functions that codes are read
-    against. task: the grid or the walks, if the samples are of a model.
+    against. task: the grid or the walks, if the samples are of a model. site: the rest of that model. turning: the true
+    planes that it follows, and rotation_true: how far it does.
     """
 
     x: Float[Tensor, "samples d"]
@@ -39,22 +42,35 @@ class Hook:
     families: Families | None = None
     task: Inputs | None = None
     planted: Planted | None = None
+    site: Site | None = None
+    turning: Turning | None = None
+    rotation_true: float = float("nan")
 
     @classmethod
-    def of(cls, activations: Activations) -> "Hook":
-        """A hook without any Fourier family has no truth; its stability can still be measured."""
+    def of(cls, activations: Activations, model: Model | None = None) -> "Hook":
+        """A hook without any Fourier family has no truth; its stability can still be measured.
+
+        model: the one that was read; without it, nothing causal is asked.
+        """
         x, task = activations.x, activations.task
         try:
             truth = find_truth(activations)
         except HusaiError:
-            return cls.without_truth(activations)
+            return cls.without_truth(activations, model)
         answers = Answers(task.group.rows, task.group.s, task.group.n)
-        return cls(x, truth, shift_maps(activations, truth), answers, families(task), task)
+        hook = cls(x, truth, shift_maps(activations, truth), answers, families(task), task)
+        if model is None:
+            return hook
+        site = Site.of(activations, model)
+        followed = [(rotation_of_truth(turning, site, task.group), turning) for turning in turnings(truth, task)]
+        best, turning = max(followed, key=lambda pair: pair[0], default=(float("nan"), None))
+        return replace(hook, site=site, turning=turning, rotation_true=best)
 
     @classmethod
-    def without_truth(cls, activations: Activations) -> "Hook":
+    def without_truth(cls, activations: Activations, model: Model | None = None) -> "Hook":
         """A hook where there is nothing to recover; codes can still be read as functions of the grid."""
-        return cls(activations.x, families=families(activations.task), task=activations.task)
+        site = Site.of(activations, model) if model else None
+        return cls(activations.x, families=families(activations.task), task=activations.task, site=site)
 
     @classmethod
     def of_circles(cls, circles: Circles) -> "Hook":
@@ -66,6 +82,15 @@ class Hook:
     @classmethod
     def of_planted(cls, planted: Planted) -> "Hook":
         return cls(planted.x, planted=planted)
+
+    @property
+    def genuine(self) -> Site | None:
+        """The rest of the model, if the samples are what it was given."""
+        return self.site if self.site is not None and self.site.x is self.x else None
+
+    def with_samples(self, x: Float[Tensor, "samples d"]) -> "Hook":
+        """Other samples beside the same truth; the rest of the model keeps the ones it was given."""
+        return replace(self, x=x)
 
     def describe(self) -> dict[str, Any]:
         """The truth as plain data."""

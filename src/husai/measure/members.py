@@ -9,6 +9,7 @@ from torch import Tensor
 from husai.analysis.fit import Fit, evaluate_fit
 from husai.analysis.matching import Matching
 from husai.analysis.planted import FiringRecovery, firing_recovery, match_true
+from husai.measure.causes import cause_of
 from husai.measure.hook import Hook
 from husai.measure.reading import Reading, read
 from husai.sae.base import Dictionary
@@ -18,7 +19,8 @@ from husai.sae.base import Dictionary
 class Members:
     """Fit, live unit atoms and reading of every SAE; recovery of planted atoms, where there are any.
 
-    matchings: of true atoms with live ones. firings: how the matched latents fire. full: whether readings are complete.
+    matchings: of true atoms with live ones. firings: how the matched latents fire. causes: what a model makes of it; empty
+    where there is none. full: whether readings are complete.
     """
 
     fits: list[Fit]
@@ -26,12 +28,13 @@ class Members:
     readings: list[Reading]
     matchings: list[Matching]
     firings: list[FiringRecovery]
+    causes: list[dict[str, float]]
     full: bool
 
     @classmethod
     def of(cls, dictionaries: Sequence[Dictionary], hook: Hook, *, full: bool = True) -> "Members":
         """full: read all that applies at the hook, which takes longer; else only what each latent is tuned to."""
-        found = cls([], [], [], [], [], full)
+        found = cls([], [], [], [], [], [], full)
         for dictionary in dictionaries:
             codes = dictionary.encode(hook.x)
             fit = evaluate_fit(dictionary, hook.x, codes)
@@ -39,6 +42,8 @@ class Members:
             found.atoms.append(dictionary.atoms[fit.live])
             contributed = codes[:, fit.live] * dictionary.W_dec[fit.live].norm(dim=1)
             found.readings.append(read(contributed, found.atoms[-1], hook, full=full))
+            if full and hook.site is not None and fit.live.any():
+                found.causes.append(cause_of(dictionary, hook, fit.live))
             if hook.planted is not None and fit.live.any():
                 matching = match_true(found.atoms[-1], hook.planted.atoms)
                 found.matchings.append(matching)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.analysis.answers import AnswerScores, answer_scores
+from husai.analysis.causal import effects
 from husai.analysis.recovery import TrueAtoms, Tuning, true_atoms, tuning
 from husai.analysis.subspaces import SubspaceRecovery, subspace_recovery
 from husai.measure.hook import Hook
@@ -69,7 +70,11 @@ def read(codes: Float[Tensor, "samples n"], atoms: Float[Tensor, "n d"], hook: H
     if answers is not None:
         scores = answer_scores(codes[answers.rows], atoms, hook.x[answers.rows], answers.values, answers.n)
     if truth is not None and scores is not None:
-        true = true_atoms(atoms, truth, scores.overlap)
+        confirmed = None
+        if tuned is not None and hook.genuine is not None and hook.task is not None:
+            found = effects(codes, atoms, hook.genuine, hook.task.group)
+            confirmed = found.confirm(tuned, scores.nearest_answer)
+        true = true_atoms(atoms, truth, scores.overlap, confirmed)
     if truth is not None and families is not None:
         subspaces = subspace_recovery(codes, atoms, truth, families)
     return Reading(tuned, scores, true, subspaces)

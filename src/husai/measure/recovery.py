@@ -4,10 +4,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, coded_sampler, sampler
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, coded_sampler, sampler
 from husai.analysis.planted import AtomRecovery, atom_recovery
 from husai.analysis.recovery import decoder_overlap, fourier_overlap
 from husai.analysis.stats import seed_interval
+from husai.measure.causes import cause_of_coded
 from husai.measure.hook import Hook
 from husai.measure.members import Members
 from husai.measure.reading import read
@@ -39,6 +40,27 @@ def reading_rows(result: Measurement, members: Members, hook: Hook, *, nulls: bo
         levels = [read(coded.codes, coded.atoms, hook).figures for coded in drawn]
         for metric in found[0]:
             values = seed_interval(np.array([figures[metric] for figures in levels]))
+            result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
+
+
+def causal_rows(result: Measurement, members: Members, hook: Hook, *, nulls: bool) -> None:
+    """What a model makes of the dictionaries, and of its own true planes (`rotation_true`). nulls: as in `reading_rows`."""
+    if not members.causes or hook.site is None:
+        return
+    metrics = tuple(members.causes[0])
+    for metric in metrics:
+        per_seed(result, metric, [causes[metric] for causes in members.causes])
+    if hook.turning is not None:
+        result.rows.append(Row("rotation_true", "", hook.rotation_true))
+    if not nulls:
+        return
+    size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
+    for null in PURSUED_NULLS:
+        draw = coded_sampler(null, hook.site.x, l0)
+        drawn = (draw(size, generator(f"causes-{null}", index)) for index in range(READING_DRAWS))
+        levels = [cause_of_coded(coded, hook) for coded in drawn]
+        for metric in metrics:
+            values = seed_interval(np.array([causes[metric] for causes in levels]))
             result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
 
 

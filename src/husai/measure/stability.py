@@ -4,7 +4,7 @@ import numpy as np
 
 from husai.analysis.matching import agreement, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, null_matrices, pairwise, sampler
-from husai.analysis.symmetry import Shifts, aligned, shifted
+from husai.analysis.symmetry import Shifts, aligned, shifted, spaced
 from husai.config import AnalysisConfig
 from husai.measure.hook import Hook
 from husai.measure.members import Members
@@ -66,9 +66,3 @@ def symmetry_rows(
     )
     scored = NullScore.of(matrices)
     result.rows.append(Row("aligned", "data_points", scored.mean, scored.low, scored.high, n=len(scored.draws)))
-
-
-def spaced(first: int, order: int, count: int) -> list[int]:
-    """At most `count` shifts from first … order − 1, evenly spaced."""
-    every = np.arange(first, order)
-    return every[np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)].tolist()

@@ -205,6 +205,40 @@ def forward(
     return _unembed(params, x, hook)
 
 
+class Before(NamedTuple):
+    """What the last layer receives at one position, (batch, d_model): before its attention, and before its MLP."""
+
+    resid_pre: Tensor
+    resid_mid: Tensor
+
+
+# Last-layer hooks that are read by no other position, in the order in which the layer computes them.
+RESUMABLE = ("attn.hook_z", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+
+
+def resume(
+    params: Params, tail: str, x: Float[Tensor, "batch d"], before: Before, *, act: Activation = "relu"
+) -> Float[Tensor, "batch d_out"]:
+    """Logits at a position where the last layer's hook `tail`, one of `RESUMABLE`, is x; without anything before it.
+
+    Heads are flattened, as `husai.activations.extract` gives them.
+    """
+    block, (resid_pre, resid_mid) = f"blocks.{n_layers(params) - 1}", before
+    if tail == "attn.hook_z":
+        heads = len(params[f"{block}.attn.W_O"])
+        x, tail = _output(params, block, x.unflatten(-1, (heads, -1))), "hook_attn_out"
+    if tail == "hook_attn_out":
+        x, tail = resid_pre + x, "hook_resid_mid"
+    if tail == "hook_resid_mid":
+        resid_mid = x
+        x, tail = _mlp(params, block, _layer_norm(params, f"{block}.ln2", x), act), "hook_mlp_out"
+    if tail == "mlp.hook_post":
+        x, tail = _add(x @ params[f"{block}.mlp.W_out"], params.get(f"{block}.mlp.b_out")), "hook_mlp_out"
+    if tail == "hook_mlp_out":
+        x = resid_mid + x
+    return _unembed(params, x)
+
+
 class Shared(NamedTuple):
     """Values at one position that many samples share: `values` (rows, …) and the row of each sample, (batch,)."""
 
