@@ -110,9 +110,12 @@ def test_an_atom_is_true_by_its_plane_or_by_its_answer(circles, inside, outside)
 
 
 def test_an_atom_whose_ablation_does_something_else_is_not_true(circles, inside):
-    found = true_atoms(inside, circles.truth, np.zeros(3), causal=np.array([True, False, True]))
+    as_label, as_answer = np.array([True, False, False]), np.array([False, True, False])
+    found = true_atoms(inside, circles.truth, np.array([0.0, 0.0, 1.0]), (as_label, as_answer))
     assert found.plane.tolist() == [True, True, True]
-    assert found.true.tolist() == [True, False, True]
+    assert found.true.tolist() == [True, False, False]
+    found = true_atoms(inside, circles.truth, np.array([0.0, 1.0, 0.0]), (as_label, as_answer))
+    assert found.true.tolist() == [True, True, False]
 
 
 def test_answers_make_no_atom_true_where_the_truth_does_not_hold_them(plant_circles, directions):

@@ -18,10 +18,11 @@ from husai.analysis.symmetry import spaced
 from husai.models import Inputs
 from husai.tasks import GroupView
 from husai.truth.fourier import characters, get_fourier_basis
-from husai.truth.planes import GroundTruth, plane_of
+from husai.truth.planes import GroundTruth, Subspace, coincide, plane_of
 
 FEW_SHIFTS = 16  # shifts tried where the rest of the model has to be run for each
 FEW_ROWS = 256  # samples on which single atoms are removed where the rest of the model has to be run for each
+TIE = 1e-3  # logits closer than this, in nats, are equal but for rounding
 PRESENT = 0.01  # a frequency counts as part of the logits from this share of their energy at all keys on
 
 
@@ -38,10 +39,14 @@ class TurningPlane(NamedTuple):
 
 
 class Turning(NamedTuple):
-    """True planes that carry the answer, over the rows of the task's group. moves: answers that one step is worth."""
+    """True planes that carry the answer, over the rows of the task's group.
+
+    moves: answers that one step is worth. still: true subspaces elsewhere, which stay as they are.
+    """
 
     planes: tuple[TurningPlane, ...]
     moves: int
+    still: tuple[Subspace, ...]
 
     @property
     def keys(self) -> tuple[int, ...]:
@@ -71,13 +76,24 @@ def turnings(truth: GroundTruth, task: Inputs) -> list[Turning]:
     for plane in operands:
         turned[plane.k] = turned.get(plane.k, frozenset()) | (coordinates.keys() & set(plane.variables))
     alike = set(turned.values())
-    found = [Turning(tuple(sums), 1)] if sums else []
-    return [*found, Turning(tuple(operands), len(alike.pop()))] if len(alike) == 1 else found
+    found = [(sums, 1)] if sums else []
+    found += [(operands, len(alike.pop()))] if len(alike) == 1 else []
+    return [Turning(tuple(planes), moves, _others(truth, planes)) for planes, moves in found]
+
+
+def _others(truth: GroundTruth, planes: list[TurningPlane]) -> tuple[Subspace, ...]:
+    """Subspaces that coincide with none of the planes, even at another frequency, as the waves of a pizza's squares do."""
+    return tuple(s for s in truth.subspaces if not any(_same(s.basis, plane.basis) for plane in planes))
+
+
+def _same(first: Float[Tensor, "d _"], second: Float[Tensor, "d _"]) -> bool:
+    return first.shape == second.shape and coincide(first, second)
 
 
 def rotation_of_truth(turning: Turning, site: Site, view: GroupView) -> float:
     """`rotation` of the true planes themselves: whether the model follows them at this hook."""
-    return _followed([(plane, plane.basis) for plane in turning.planes], turning.moves, site, view)
+    still = [subspace.basis for subspace in turning.still]
+    return _followed([(plane, plane.basis) for plane in turning.planes], still, turning.moves, site, view)
 
 
 def rotation(
@@ -94,31 +110,39 @@ def rotation(
     directions, weighted by how much their codes vary. Without two of them that plane is left as it is.
     """
     weighted = atoms.double() * codes.double().std(0, correction=0)[:, None]
-    labels, found = np.array(tuned.label), []
-    for plane in turning.planes:
-        own = weighted[torch.from_numpy(np.isin(labels, plane.variables) & (tuned.k == plane.k))]
-        dim = plane.basis.shape[1]
-        if len(own) >= dim and (span := plane_of(own.T)).shape[1] >= dim:
-            found.append((plane, span[:, :dim]))
-    return _followed(found, turning.moves, site, view)
+    labels = np.array(tuned.label)
+
+    def plane_tuned_to(true: TurningPlane | Subspace) -> Float[Tensor, "d dim"] | None:
+        own = weighted[torch.from_numpy(np.isin(labels, true.variables) & (tuned.k == true.k))]
+        dim = true.basis.shape[1]
+        span = plane_of(own.T)[:, :dim] if len(own) >= dim else None
+        return span if span is not None and span.shape[1] == dim else None
+
+    found = [(plane, basis) for plane in turning.planes if (basis := plane_tuned_to(plane)) is not None]
+    still = [basis for subspace in turning.still if (basis := plane_tuned_to(subspace)) is not None]
+    return _followed(found, still, turning.moves, site, view)
 
 
 def _followed(
-    planes: list[tuple[TurningPlane, Float[Tensor, "d dim"]]], moves: int, site: Site, view: GroupView
+    planes: list[tuple[TurningPlane, Float[Tensor, "d dim"]]],
+    still: list[Float[Tensor, "d dim"]],
+    moves: int,
+    site: Site,
+    view: GroupView,
 ) -> float:
     """The fraction, with each basis first turned within its plane to follow its cosine and sine as well as it can.
 
-    Planes are turned jointly: coordinates are those of the sum over planes that comes closest to the activations, since
-    planes that overlap would else be turned twice where they do.
+    Activations are split over all planes jointly, the ones that stay still included: the sum over planes that comes closest
+    to them. Else what lies in two overlapping planes would be turned twice, or with a plane that it is no part of.
     """
     if not planes:
         return 0.0
     here = site.among(view.rows)
     centred = here.x.double() - here.x.double().mean(0)
     sizes = [basis.shape[1] for _, basis in planes]
-    joint = centred @ torch.linalg.pinv(torch.cat([basis for _, basis in planes], dim=1)).T
+    joint = centred @ torch.linalg.pinv(torch.cat([*(basis for _, basis in planes), *still], dim=1)).T
     amounts, directions = [], []
-    for (plane, basis), own in zip(planes, joint.split(sizes, dim=1), strict=True):
+    for (plane, basis), own in zip(planes, joint[:, : sum(sizes)].split(sizes, dim=1), strict=True):
         left, _, right = torch.linalg.svd(own.T @ plane.waves)
         amounts.append(own @ left @ right)
         directions.append((basis @ left @ right).T)
@@ -188,7 +212,10 @@ def ablation(
 
 
 class Splice(NamedTuple):
-    """Of the model run on reconstructions. ce in nats. recovered: share of what replacing all by their mean costs."""
+    """Of the model run on reconstructions. accuracy: a tie counts as wrong. ce: cross-entropy in nats.
+
+    recovered: 1 less the share that reconstruction costs of what replacing every activation by their mean costs.
+    """
 
     accuracy: float
     ce: float
@@ -207,7 +234,9 @@ def splice(reconstruction: Float[Tensor, "samples d"], labels: Int[Tensor, "samp
     spliced = loss(logits)
     gain = blank - loss(site.logits)
     recovered = (blank - spliced) / gain if gain > 0 else float("nan")
-    return Splice(float((logits.argmax(1) == labels).double().mean()), spliced, recovered)
+    right = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    return Splice(float((right > others + TIE).double().mean()), spliced, recovered)
 
 
 class Effects(NamedTuple):
