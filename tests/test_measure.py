@@ -5,29 +5,35 @@ import numpy as np
 import pytest
 import torch
 
-from husai.activations import Activations
+from husai.activations import Activations, extract
 from husai.analysis.fit import evaluate_fit
+from husai.analysis.ideal import by_projection, signed_axes
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted, spaced
 from husai.config import (
     AnalysisConfig,
     CirclesConfig,
+    CompiledConfig,
     PlantedConfig,
     ReLUConfig,
     SAEConfig,
     SAETrainingConfig,
+    TaskConfig,
     TopKConfig,
 )
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
+from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
 from husai.sae.base import Params, SAEEnsemble
 from husai.sae.train import train_saes
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.transformer.compiled import compile_model
+from husai.truth.controls import permuted
 from husai.truth.synthetic import draw_circles, plant
 
 P, D, D_SAE, SEEDS = 23, 16, 24, 3
@@ -551,3 +557,69 @@ def test_the_atom_table_has_what_each_atom_reads_and_nothing_of_dead_ones(hook):
 def random_direction_rows(count: int) -> torch.Tensor:
     stream = torch.Generator().manual_seed(7)
     return torch.nn.functional.normalize(torch.randn(count, D, generator=stream), dim=1)
+
+
+# --- what a model makes of a dictionary ---
+
+
+@pytest.fixture(scope="module")
+def clock() -> Hook:
+    config = CompiledConfig(kind="clock", task=TaskConfig(op="add", p=29), keys=(1, 8, 12))
+    model = compile_model(config).to(torch.float32)
+    return Hook.of(extract(model, Task("add", 29), "mlp_out"), model)
+
+
+def ideal(hook: Hook) -> list:
+    planes = [subspace.basis for subspace in hook.truth.subspaces]
+    return [signed_axes(planes, hook.x.mean(0), [phase] * len(planes)) for phase in (0.0, 1.0)]
+
+
+def test_a_model_is_asked_and_so_is_it_about_null_dictionaries(clock):
+    result = measure(Members.of(ideal(clock), clock), clock, ANALYSIS, final=True)
+    rows = overall(result)
+    for metric in CAUSES:
+        assert {null for name, null in rows if name == metric} == {"", *PURSUED_NULLS}
+        assert sorted(r.seed for r in result.rows if r.metric == metric and r.seed is not None) == [0, 1]
+    assert result.value("rotation_true").mean == 1
+    for metric, value in {
+        "rotation": 1,
+        "ablation": 1,
+        "spliced_accuracy": 1,
+        "ce_recovered": 1,
+        "true_atoms": 1,
+    }.items():
+        assert result.value(metric).mean == pytest.approx(value, abs=1e-4)
+    for null in PURSUED_NULLS:
+        assert result.value("rotation", null).mean < 0.3
+        assert result.value("ablation", null).mean < 0.5
+
+
+def test_samples_that_stand_in_leave_the_model_its_own(clock):
+    """A dictionary from elsewhere is asked about on what the model was given; its single atoms are not."""
+    stand_in = clock.with_samples(permuted(clock.x, generator=generator("test-measure")))
+    assert clock.genuine is clock.site
+    assert stand_in.genuine is None
+    result = measure(Members.of(ideal(clock), stand_in), stand_in, ANALYSIS, final=True)
+    assert result.value("rotation").mean == 1
+    assert result.value("explained_variance").mean == pytest.approx(1, abs=1e-4)  # permuted, still within the planes
+    others = Members.of(
+        [by_projection(stand_in.x[:12] - clock.x.mean(0), clock.x.mean(0), torch.relu, "points")], stand_in
+    )
+    assert measure(others, stand_in, ANALYSIS, final=True).value("rotation").mean < 0.5
+
+
+def test_atoms_are_true_only_if_removing_them_does_what_they_say(clock):
+    good = ideal(clock)[0]
+    scrambled = replace(clock.site, readout=clock.site.readout.roll(40, 0))
+    wrong = replace(clock, site=scrambled)
+    assert Members.of([good], clock).readings[0].figures["true_atoms"] == 1
+    figures = Members.of([good], wrong).readings[0].figures
+    assert figures["true_plane"] == 1
+    assert figures["true_atoms"] < 0.7
+
+
+def test_without_truth_a_model_is_asked_about_reconstructions_alone(clock, fresh):
+    model = fresh("abe", 11)
+    hook = Hook.without_truth(extract(model, Task("add", 11), "mlp_out"), model)
+    causes = Members.of([by_projection(torch.eye(16), hook.x.mean(0), torch.relu, "axes")], hook).causes
+    assert set(causes[0]) == {"spliced_accuracy", "spliced_ce", "ce_recovered"}
