@@ -8,16 +8,18 @@ import torch.nn.functional as F
 
 from husai import controls
 from husai.activations import extract
+from husai.analysis.ideal import signed_axes
 from husai.analysis.nulls import sampler
 from husai.analysis.planted import atom_recovery
 from husai.analysis.stats import Interval
-from husai.config import ControlConfig, PlantedConfig, TransformerConfig
+from husai.config import CompiledConfig, ControlConfig, PlantedConfig, TaskConfig, TransformerConfig
 from husai.controls import Control, drawn_controls, judged, row_controls, token_recovery, trained_controls
 from husai.measure import Hook
 from husai.report.results import CellView
 from husai.sae.base import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.transformer.compiled import compile_model
 from husai.transformer.model import Transformer, init_params
 from husai.truth.controls import stand_in, token_dictionary
 from husai.truth.synthetic import plant
@@ -223,3 +225,22 @@ def test_saes_that_are_tokens_are_seen_and_random_ones_are_not():
     lost = token_recovery([top(atoms, 2) for atoms in random], hook)
     assert lost.gt_mcc.mean < lost.nulls["data_points"].mean
     assert lost.gt_mcc.mean == pytest.approx(lost.nulls["ambient"].mean, abs=0.05)
+
+
+# --- a model and dictionaries of something else ---
+
+
+def test_a_model_follows_its_planes_and_no_dictionary_of_a_stand_in():
+    config = CompiledConfig(kind="clock", task=TaskConfig(op="add", p=29), keys=(1, 8, 12))
+    model = compile_model(config).to(torch.float32)
+    clock = Hook.of(extract(model, Task("add", 29), "mlp_out"), model)
+    planes, mean = [subspace.basis for subspace in clock.truth.subspaces], clock.x.mean(0)
+    axes = [signed_axes(planes, mean, [turn] * 3) for turn in (0.0, 0.7)]
+    good = controls.model_controls("positive", "q", "s", axes, clock)
+    assert {control.score for control in good} == set(controls.FOLLOWED)
+    assert all(control.p == 1 / 100 for control in good)
+    assert all(control.value.mean > 0.99 for control in good)
+    stand = clock.with_samples(stand_in(clock.x, ControlConfig(kind="permuted")))
+    points = sampler("data_points", stand.x)
+    drawn = [top(points(12, generator("test-controls", seed)), 3) for seed in (0, 1)]
+    assert all(control.p > 0.05 for control in controls.model_controls("negative", "q", "s", drawn, stand))

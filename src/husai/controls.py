@@ -17,8 +17,9 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from husai.analysis.fit import evaluate_fit
+from husai.analysis.ideal import signed_axes
 from husai.analysis.matching import max_cosine, pwmcc
-from husai.analysis.nulls import DRAWN_NULLS, Draw, pairwise, sampler
+from husai.analysis.nulls import DRAWN_NULLS, Draw, coded_sampler, pairwise, sampler
 from husai.analysis.planted import atom_recovery, firing_recovery, match_true
 from husai.analysis.recovery import decoder_overlap, fourier_overlap, tuning
 from husai.analysis.stats import (
@@ -33,6 +34,8 @@ from husai.analysis.stats import (
 from husai.cell import Job, hook_of
 from husai.config import SuiteConfig
 from husai.measure import Hook, Members
+from husai.measure.causes import cause_of_coded
+from husai.measure.reading import read
 from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import has, interval, markdown, number, sentences
 from husai.resources import find_config
@@ -147,6 +150,34 @@ def row_controls(kind: Kind, question: str, source: str, dictionary: Dictionary,
         value = Interval(statistic(codes), float("nan"), float("nan"))
         p = monte_carlo_p(value.mean, draws)
         found.append(Control(kind, question, source, score, value, "rows in another order", _spread(draws), p))
+    return found
+
+
+# --- a model and dictionaries that were trained on something else ---
+
+FOLLOWED = ("subspace_recovered", "rotation", "ablation")
+
+
+def model_controls(kind: Kind, question: str, source: str, dictionaries: list[Dictionary], hook: Hook) -> list[Control]:
+    """Does a model follow these dictionaries, on its own activations? One-sided Monte-Carlo p over null dictionaries.
+
+    They are `data_points_pursued`, of as many atoms and of the same L0. What is compared with each is the mean over the
+    dictionaries, which varies less, so that the test errs on the side of finding nothing.
+    """
+    assert hook.site is not None
+    hook = hook.with_samples(hook.site.x)
+    members = Members.of(dictionaries, hook)
+    size, l0 = max(members.n_live), _mean(fit.l0 for fit in members.fits)
+    draw, stream, levels = coded_sampler("data_points_pursued", hook.x, l0), generator("control-model", 0), []
+    for _ in range(ORDERS):
+        coded = draw(size, stream)
+        levels.append(read(coded.codes, coded.atoms, hook).figures | cause_of_coded(coded, hook))
+    figures = [reading.figures | causes for reading, causes in zip(members.readings, members.causes, strict=True)]
+    found = []
+    for score in FOLLOWED:
+        values, draws = (np.array([one[score] for one in several]) for several in (figures, levels))
+        value, p = seed_interval(values), monte_carlo_p(float(values.mean()), draws)
+        found.append(Control(kind, question, source, score, value, "data_points_pursued", _spread(draws), p))
     return found
 
 
@@ -283,6 +314,15 @@ def all_controls(trials: dict[str, Trial]) -> list[Control]:
     )
     pairs = ((known, lost["surrogate-0"], "gt_mcc"), (own[1], main.cell(control="surrogate-0", sparsity=1), "pwmcc"))
     pairs += ((clock.cell(), clock.cell(control="surrogate-0"), "pwmcc"),)
+    for name in ("surrogate-0", "permuted-0"):
+        cell = clock.cell(control=name)
+        question = f"SAEs on `{name}`, asked of the model"
+        found += model_controls("negative", question, cell.title, clock.dictionaries(cell), clock.hook(cell))
+    exact = clock.hook(clock.cell())
+    assert exact.truth is not None
+    bases, mean = [subspace.basis for subspace in exact.truth.subspaces], exact.x.mean(0)
+    axes = [signed_axes(bases, mean, [turn / SEEDS] * len(bases)) for turn in range(SEEDS)]
+    found += model_controls("positive", "signed axes of the true planes", "compiled clock, mlp_out", axes, exact)
     for cell, twin, score in pairs:
         question = "SAEs on the samples, against SAEs on their surrogate"
         found += trained_controls("positive", question, cell, twin, "surrogate_trained", (score,))
