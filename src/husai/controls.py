@@ -161,14 +161,14 @@ FOLLOWED = ("subspace_recovered", "rotation", "ablation")
 def model_controls(kind: Kind, question: str, source: str, dictionaries: list[Dictionary], hook: Hook) -> list[Control]:
     """Does a model follow these dictionaries, on its own activations? One-sided Monte-Carlo p over null dictionaries.
 
-    They are `data_points_pursued`, of as many atoms and of the same L0. What is compared with each is the mean over the
-    dictionaries, which varies less, so that the test errs on the side of finding nothing.
+    They are `data_pursued`, of as many atoms and of the same L0: the covariance is what a stand-in keeps. What is compared
+    with each is the mean over the dictionaries, which varies less, so that the test errs on the side of finding nothing.
     """
     assert hook.site is not None
     hook = hook.with_samples(hook.site.x)
     members = Members.of(dictionaries, hook)
     size, l0 = max(members.n_live), _mean(fit.l0 for fit in members.fits)
-    draw, stream, levels = coded_sampler("data_points_pursued", hook.x, l0), generator("control-model", 0), []
+    draw, stream, levels = coded_sampler("data_pursued", hook.x, l0), generator("control-model", 0), []
     for _ in range(ORDERS):
         coded = draw(size, stream)
         levels.append(read(coded.codes, coded.atoms, hook).figures | cause_of_coded(coded, hook))
@@ -177,7 +177,7 @@ def model_controls(kind: Kind, question: str, source: str, dictionaries: list[Di
     for score in FOLLOWED:
         values, draws = (np.array([one[score] for one in several]) for several in (figures, levels))
         value, p = seed_interval(values), monte_carlo_p(float(values.mean()), draws)
-        found.append(Control(kind, question, source, score, value, "data_points_pursued", _spread(draws), p))
+        found.append(Control(kind, question, source, score, value, "data_pursued", _spread(draws), p))
     return found
 
 

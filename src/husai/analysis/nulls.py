@@ -20,7 +20,7 @@ from husai.seeding import generator
 LONGEST_PURSUIT = 32  # atoms a sample is at most made of in a pursuit
 NULL_LIMIT = 0.9  # above it a null leaves no room to adjust by
 DRAWN_NULLS = ("ambient", "data", "data_points")
-PURSUED_NULLS = ("ambient_pursued", "data_points_pursued")
+PURSUED_NULLS = ("ambient_pursued", "data_pursued", "data_points_pursued")
 CODED_NULLS = ("ambient_relu", "data_top_k", "data_points_relu", "data_points_top_k")
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
@@ -72,7 +72,8 @@ def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callab
 
     ambient_relu: isotropic atoms. data_points_relu: data points. data_top_k, data_points_top_k: atoms of the rung named, of
     whose codes each sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n. ambient_pursued,
-    data_points_pursued: codes that reconstruct, by k steps of matching pursuit (at most 32). (docs/method.md §Chance)
+    data_pursued, data_points_pursued: atoms of the rung named, and codes that reconstruct, by k steps of matching pursuit
+    (at most 32). (docs/method.md §Chance)
     """
     assert null in (*CODED_NULLS, *PURSUED_NULLS), null
     draw = sampler(null.removesuffix("_relu").removesuffix("_top_k").removesuffix("_pursued"), x)
