@@ -89,3 +89,12 @@ def test_the_committed_table_agrees(table):
     for name in ("purity", "explained_variance", "rotation", "true_plane", "true_answer", "subspace_recovered"):
         for column in ("mlp_out signed_axes", "mlp_out 3-gon", "mlp_out 4-gon", "mlp_out 8-gon"):
             assert committed.loc[name, column] == pytest.approx(table.loc[name, column], abs=0.02)
+
+
+def test_the_docs_say_what_the_table_says():
+    committed = pd.read_csv(ROOT / "results" / "ideal" / "table.csv", index_col="score")
+    lines = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").splitlines()
+    shown = {line.split("|")[1].strip(" `"): line.split("|")[2:-1] for line in lines if line.startswith("| `")}
+    for score, row in committed.iterrows():
+        said = [float("nan" if "–" in cell else cell) for cell in shown[str(score)]]
+        assert said == pytest.approx(row.tolist(), abs=6e-4, nan_ok=True), score

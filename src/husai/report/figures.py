@@ -170,16 +170,7 @@ def ladder(results: SuiteResults) -> Figure:
             value = cell.value("pwmcc", null)
             ax.plot([value.low, value.high], [y, y], color=NULL_COLORS[null], lw=4, alpha=0.35, solid_capstyle="butt")
             ax.plot([value.mean], [y], marker="|", ms=9, mew=2, color=NULL_COLORS[null], ls="")
-        ax.errorbar(
-            [score.mean],
-            [y],
-            xerr=[[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]],
-            fmt="o",
-            ms=4.5,
-            color=SCORE,
-            mfc=SCORE if cell.converged else "white",
-            lw=1.2,
-        )
+        score_point(ax, y, score, cell.converged)
     ax.set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
     ax.set_xlim(0, 1.02)
     ax.set_xlabel("pwmcc between seeds, and its chance levels, with 95% intervals")
@@ -190,6 +181,69 @@ def ladder(results: SuiteResults) -> Figure:
     handles += [Line2D([], [], color=NULL_COLORS[n], marker="|", ms=9, mew=2, ls="", label=n) for n in NULLS]
     figure.legend(handles=handles, loc="outside upper center", ncols=6, handletextpad=0.3, columnspacing=1.2)
     return figure
+
+
+RUNG_COLORS = NULL_COLORS | {"surrogate_trained": "#7d4fa3"}
+TIER_PANELS = (
+    ("agreement between seeds\n(pwmcc)", ("pwmcc",)),
+    ("true atoms\n(planted: gt_mcc)", ("gt_mcc", "true_atoms")),
+    ("true planes recovered\n(fraction)", ("subspace_recovered",)),
+    ("the model follows its planes\n(rotation)", ("rotation",)),
+)
+
+
+def rung(null: str) -> str:
+    """The rung that a null dictionary's atoms are drawn from, whatever its codes."""
+    return next(name for name in sorted(RUNG_COLORS, key=len, reverse=True) if null.startswith(name))
+
+
+def tiers(results: SuiteResults) -> Figure:
+    """Agreement and recovery of every source of truth, each beside its chance levels."""
+    cells = [cell for cell in reversed(results.cells) if not cell.control]
+    gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
+    places = np.arange(len(cells)) + 0.7 * gaps
+    figure, axes = plt.subplots(1, len(TIER_PANELS), figsize=(9.4, 0.24 * places[-1] + 1.6), sharey=True)
+    for ax, (title, metrics) in zip(axes, TIER_PANELS, strict=True):
+        for y, cell in zip(places, cells, strict=True):
+            metric = next((name for name in metrics if not np.isnan(cell.value(name).mean)), None)
+            if metric is None:
+                ax.text(
+                    0.5,
+                    y,
+                    "no truth to score" if cell.tier == "random" else "–",
+                    ha="center",
+                    va="center",
+                    color=GREY,
+                    fontsize=6,
+                )
+                continue
+            ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
+            levels = cell.nulls(metric)
+            if twin := results.surrogate_of(cell):
+                levels |= {"surrogate_trained": twin.value(metric)}
+            for null, value in levels.items():
+                ax.plot(
+                    [value.mean], [y], marker="|", ms=9, mew=1.8, color=RUNG_COLORS[rung(null)], ls="", clip_on=False
+                )
+            score_point(ax, y, cell.value(metric), cell.converged)
+        ax.set_title(title)
+        ax.set_xlim(0, 1.02)
+        ax.set_xticks((0, 0.5, 1))
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
+    point = {"color": SCORE, "marker": "o", "ms": 4.5, "ls": ""}
+    handles = [Line2D([], [], **point, label="score, 95%"), Line2D([], [], **point, mfc="white", label="not converged")]
+    handles += [Line2D([], [], color=c, marker="|", ms=9, mew=1.8, ls="", label=n) for n, c in RUNG_COLORS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, handletextpad=0.3, columnspacing=1.2)
+    return figure
+
+
+def score_point(ax: Axes, y: float, score: Interval, converged: bool) -> None:
+    """A score with its interval on a horizontal line; hollow if it has not converged."""
+    low, high = max(0.0, score.mean - score.low), max(0.0, score.high - score.mean)
+    fill = SCORE if converged else "white"
+    ax.errorbar([score.mean], [y], xerr=[[low], [high]], fmt="o", ms=4.5, color=SCORE, mfc=fill, lw=1.2)
 
 
 def fourier_spectrum(model: str, gate: dict[str, Any]) -> Figure:
@@ -297,10 +351,14 @@ def gate_summary(model: str, gate: dict[str, Any]) -> Figure:
 
 
 def drawings(results: SuiteResults) -> dict[str, Callable[[], Figure]]:
-    """The figures that apply, by file name: agreement needs pairs of seeds, tuning maps one model with a grid, gates models."""
+    """The figures that apply, by file name.
+
+    Agreement needs pairs of seeds, tiers several sources besides, tuning maps one model with a grid, gates models.
+    """
     of_pairs = (ladder, stability_over_steps, stability_matrices) if results.seeds > 1 else ()
     of_grids = (feature_tuning,) if results.gates and len(results.sources) == 1 else ()
-    found = {draw.__name__: partial(draw, results) for draw in (*of_pairs, *of_grids)}
+    of_ladders = (tiers,) if results.seeds > 1 and len(results.sources) > 1 else ()
+    found = {draw.__name__: partial(draw, results) for draw in (*of_ladders, *of_pairs, *of_grids)}
     for model, gate in results.gates.items():
         suffix = f"_{model}" if len(results.sources) > 1 else ""
         found |= {f"{draw.__name__}{suffix}": partial(draw, model, gate) for draw in (fourier_spectrum, gate_summary)}

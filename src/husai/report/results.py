@@ -84,6 +84,14 @@ class CellView:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
         return self._overall.get((self.steps if step is None else step, metric, null), Interval(NAN, NAN, NAN))
 
+    def nulls(self, metric: str) -> dict[str, Interval]:
+        """Every chance level of a figure over all seeds at the end, by name."""
+        return {
+            null: value
+            for (step, name, null), value in self._overall.items()
+            if null and (step, name) == (self.steps, metric)
+        }
+
     def curve(self, metric: str, null: str = "") -> tuple[list[int], list[Interval]]:
         """The figure at every step it was taken at."""
         steps = sorted(step for step, name, which in self._overall if (name, which) == (metric, null))

@@ -108,6 +108,34 @@ def recovery_table(cells: list[CellView]) -> str:
     return markdown(header, rows)
 
 
+TRUTHS = {
+    "true atoms": "true_atoms",
+    "of a plane": "true_plane",
+    "of an answer": "true_answer",
+    "planes recovered": "subspace_recovered",
+    "R² of 4 codes": "subspace_r2",
+    "answer specificity": "answer_specificity",
+}
+CAUSES = {
+    "rotation": "rotation",
+    "ablation": "ablation",
+    "spliced accuracy": "spliced_accuracy",
+    "CE recovered": "ce_recovered",
+}
+
+
+def beside_table(cells: list[CellView], metrics: dict[str, str]) -> str:
+    """Figures by the names of their columns, each with its highest chance level in brackets."""
+    rows = [[*named(cell), *(beside(cell, metric) for metric in metrics.values())] for cell in cells]
+    return markdown(["hook", "SAE", *metrics], rows)
+
+
+def beside(cell: CellView, metric: str) -> str:
+    """`0.912 (data 0.4)`."""
+    highest = max(cell.nulls(metric).items(), key=lambda item: item[1].mean, default=None)
+    return number(cell.value(metric).mean) + (f" ({highest[0]} {number(highest[1].mean)})" if highest else "")
+
+
 def planted_table(cells: list[CellView]) -> str:
     metrics = ("gt_precision", "gt_mcc_matched", "firing_f1", "firing_precision", "firing_recall")
     header = ["hook", "SAE", "gt_mcc", *NULLS, *metrics, "l0_true"]
@@ -210,6 +238,14 @@ def summary(results: SuiteResults) -> str:
         judged.append("gt_mcc")
     if fourier:
         recovery.append(f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(fourier)}")
+        if true := [cell for cell in fourier if has(cell, "true_atoms")]:
+            recovery.append(
+                f"## Recovery: true atoms and planes, highest chance level in brackets\n\n{beside_table(true, TRUTHS)}"
+            )
+        if acted := [cell for cell in fourier if has(cell, "spliced_accuracy")]:
+            recovery.append(
+                f"## What the model makes of them, highest chance level in brackets\n\n{beside_table(acted, CAUSES)}"
+            )
         recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
         judged.append("the unweighted overlap")
     return f"""# Results of the suite `{results.name}`
