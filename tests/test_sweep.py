@@ -538,7 +538,7 @@ def test_the_report_of_several_models_goes_by_their_order_and_names_them(several
     ]
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == {
-        *("ladder", "stability_over_steps", "stability_matrices"),
+        *("tiers", "ladder", "stability_over_steps", "stability_matrices"),
         *(
             f"{figure}_{model}"
             for figure in ("fourier_spectrum", "gate_summary")
