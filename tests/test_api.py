@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import husai
+from husai.errors import HusaiError
 from husai.sae.base import Dictionary
 
 
@@ -58,6 +59,15 @@ def test_score_has_every_figure_of_one_dictionary_beside_its_nulls(model):
     assert set(overlap.nulls) == {"ambient", "data", "data_points"}
     assert overlap.adjusted["ambient"] == pytest.approx(1, abs=1e-5)
     assert found["explained_variance"].nulls == {}
+    assert {"rotation", "ablation", "spliced_accuracy", "true_atoms", "rotation_true"} <= set(found)
+    assert float(found["rotation_true"]) == pytest.approx(1, abs=1e-3)
+    assert set(found["rotation"].nulls) == {"ambient_pursued", "data_pursued", "data_points_pursued"}
+
+
+def test_a_hook_without_truth_has_no_score(model):
+    at_the_equals_sign = dictionary(random_atoms(8, 128, 0), hook_name="hook_embed")
+    with pytest.raises(HusaiError, match="hook_embed"):
+        husai.score(at_the_equals_sign, model)
 
 
 def test_adjusting_by_hand_and_not_by_a_null_that_leaves_no_room():

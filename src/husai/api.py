@@ -79,10 +79,12 @@ def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary
 def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
     """Every score that one dictionary has at one hook, by name: fit, recovery and causal figures beside their nulls.
 
-    Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out, and so is what needs truth at
-    a hook that has none. Raises HusaiError if no latent fires, or the hook is not the SAE's. (docs/method.md)
+    Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out. Raises HusaiError for a hook
+    without truth, if no latent fires, or if the hook is not the SAE's. (docs/method.md)
     """
-    where = Hook.of(*_activations(model, hook, sae))
+    activations, checked = _activations(model, hook, sae)
+    find_truth(activations)
+    where = Hook.of(activations, checked)
     result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
     found = {row.metric: Score(row.value, {}) for row in result.rows if row.seed is None and not row.null}
     for row in result.rows:
