@@ -18,7 +18,7 @@ from husai.sae.base import SAEEnsemble
 from husai.sae.train import TrainedSAEs, mean_log
 from husai.tracking import Mode, open_tracker
 from husai.truth.controls import stand_in
-from husai.truth.synthetic import draw_circles, plant
+from husai.truth.synthetic import draw_circles, fresh_samples, plant
 from husai.workflow import train_sae_run
 
 RECORD_COLUMNS = (
@@ -107,7 +107,8 @@ def hook_of(job: Job) -> Hook:
 
 def _hook_of_source(job: Job) -> Hook:
     if isinstance(job.source, PlantedConfig):
-        return Hook.of_planted(plant(job.source))
+        fresh = fresh_samples(job.source) if job.source.streamed else None
+        return Hook.of_planted(plant(job.source), fresh)
     if isinstance(job.source, CirclesConfig):
         return Hook.of_circles(draw_circles(job.source))
     loaded = load_model(job.source.path, job.source.op)
@@ -175,6 +176,7 @@ def run_cell(job: Job) -> str:
             stop=observe,
             stop_at=checkpoints(steps, cell.analysis.curve),
             finish=finish,
+            fresh=hook.fresh,
             device=job.device,
         )
     finally:

@@ -463,7 +463,13 @@ class PlantedConfig(Config):
         description="a group's first atom is a parent that fires whenever the group is picked, with probability "
         "`together` beside one of the others, its children",
     )
-    samples: Positive = Field(default=32768, description="samples drawn once and trained on in every pass")
+    samples: Positive = Field(default=32768, description="samples drawn once, that everything is measured on")
+    streamed: bool = Field(
+        default=False,
+        exclude_if=lambda streamed: not streamed,
+        description="whether every training step draws fresh samples of the same atoms; else SAEs train on the ones that are "
+        "measured, pass after pass. Left out of files where false",
+    )
     seed: Seed = Field(default=0, description="seed of atoms, codes and noise, each with a stream of its own")
 
     @model_validator(mode="after")
@@ -595,6 +601,11 @@ class Subject(Config):
     )
     hooks: tuple[str, ...] = Field(
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
+    )
+    unverified: bool = Field(
+        default=False,
+        description="the suite knows that this model fails the gate, uses it all the same and marks every result unverified; a "
+        "recipe is then trained once",
     )
     entries: tuple[SuiteEntry, ...] = Field(default=(), description="the SAEs trained on it; none: those of the suite")
     controls: tuple[ControlConfig, ...] = Field(

@@ -13,7 +13,7 @@ from husai.config import CompiledConfig, SAEConfig, Trainable
 from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
 from husai.runs import whole_folder, write_gate, write_record
-from husai.sae.train import StepLog, Stop, TrainedSAEs, train_saes
+from husai.sae.train import Fresh, StepLog, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
 from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify
@@ -111,16 +111,17 @@ def train_sae_run(
     stop: Stop = lambda _step, _ensemble: False,
     stop_at: tuple[int, ...] = (),
     finish: Callable[[TrainedSAEs, Path], dict[str, Any]],
+    fresh: Fresh | None = None,
     device: str = "cpu",
 ) -> TrainedSAEs:
-    """Train S SAEs on activations x and write their run folder.
+    """Train S SAEs on activations x (fresh: on samples like x, see `train_saes`) and write their run folder.
 
     With one seed the folder itself is the SAELens folder; with more, each seed is one in `seed-<init>-<data>/`.
     finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata.
     """
     start = time.perf_counter()
     with whole_folder(out) as folder:
-        trained = train_saes(x, config, stop=stop, stop_at=stop_at, on_log=on_log, device=device)
+        trained = train_saes(x, config, stop=stop, stop_at=stop_at, on_log=on_log, fresh=fresh, device=device)
         save_ensemble(trained, config, folder, meta)
         metrics = finish(trained, folder)
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)

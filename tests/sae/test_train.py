@@ -93,31 +93,37 @@ def test_global_randomness_is_neither_used_nor_touched(x):
 # --- batches ---
 
 
+def batches_of(samples: int, batch_size: int, data_seeds: tuple[int, ...]) -> Batches:
+    """Batches of samples that are their own row numbers."""
+    rows = torch.arange(samples).float()[:, None]
+    return Batches(rows, batch_size, data_seeds, Normaliser(torch.zeros(1), 1.0))
+
+
 def passes(batches: Batches, count: int) -> torch.Tensor:
     """(passes, seeds, rows visited in one pass)."""
-    rows = torch.cat([batches.at(step) for step in range(count * batches.per_epoch)], dim=1)
+    rows = torch.cat([batches.at(step)[..., 0] for step in range(count * batches.per_epoch)], dim=1)
     return torch.stack(rows.chunk(count, dim=1))
 
 
 def test_a_pass_visits_every_row_once_and_drops_the_ragged_end():
-    batches = Batches(samples=10, batch_size=3, data_seeds=(0, 1))
+    batches = batches_of(10, 3, (0, 1))
     assert batches.per_epoch == 3
-    assert batches.at(0).shape == (2, 3)
-    for visited in passes(Batches(10, 3, (0, 1)), 20).flatten(0, 1):
+    assert batches.at(0).shape == (2, 3, 1)
+    for visited in passes(batches_of(10, 3, (0, 1)), 20).flatten(0, 1):
         assert len(visited) == 9
         assert len(visited.unique()) == 9
 
 
 def test_every_row_is_visited_in_time_since_passes_drop_different_rows():
-    visited = passes(Batches(10, 3, (0, 1)), 20)
+    visited = passes(batches_of(10, 3, (0, 1)), 20)
     assert all(len(visited[:, seed].unique()) == 10 for seed in range(2))
 
 
 def test_passes_and_seeds_have_their_own_orders():
-    first, second = passes(Batches(100, 50, (0, 1)), 2)
+    first, second = passes(batches_of(100, 50, (0, 1)), 2)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[0])
-    assert torch.equal(first[1], passes(Batches(100, 50, (1,)), 1)[0, 0])
+    assert torch.equal(first[1], passes(batches_of(100, 50, (1,)), 1)[0, 0])
 
 
 # --- one step ---
@@ -486,3 +492,20 @@ def test_seeds_trained_on_noise_agree_no_better_than_chance(planted):
     ]
     assert pwmcc(first, second) < 0.5
     assert abs(pwmcc(first, second) - chance.mean()) < 0.1
+
+
+def test_fresh_samples_are_what_is_trained_on():
+    """Every step asks for a batch a seed, from the seed's own data stream; nothing is learned from x itself."""
+    asked = []
+    true = torch.nn.functional.normalize(torch.randn(D_IN, D_IN, generator=generator("test-fresh")), dim=1)
+
+    def fresh(count, stream):
+        asked.append(count)
+        return torch.rand(count, 1, generator=stream) * true[torch.randint(3, (count,), generator=stream)]
+
+    x = fresh(600, generator("test-fresh", 1))
+    trained = train_saes(x, recipe(init=(0, 1), data=(0, 1)), fresh=fresh)
+    assert asked[1:] == [64] * (2 * 60)
+    assert not same(trained.ensemble.params, train_saes(x, recipe(init=(0, 1), data=(0, 1))).ensemble.params)
+    alone = train_saes(x, recipe(init=(1,), data=(1,)), fresh=fresh)
+    torch.testing.assert_close(alone.ensemble.params.W_dec[0], trained.ensemble.params.W_dec[1], atol=1e-4, rtol=1e-3)

@@ -8,7 +8,7 @@ from husai.config import CirclesConfig, PlantedConfig
 from husai.errors import HusaiError
 from husai.seeding import generator
 from husai.truth.planes import answer_families, truth_among
-from husai.truth.synthetic import draw_circles, pick, plant
+from husai.truth.synthetic import draw_circles, fresh_samples, pick, plant
 
 
 def planted(**changes):
@@ -286,3 +286,18 @@ def test_circles_that_cannot_be_are_refused_in_one_sentence(change, message):
         CirclesConfig.parse(CIRCLES.model_dump() | change)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- fresh samples ---
+
+
+def test_fresh_samples_have_the_same_atoms_and_firing_and_are_others():
+    config = PlantedConfig(d_model=16, n_atoms=12, k=3, samples=4000, group_size=2, together=0.5, noise=0.01)
+    truth, draw = plant(config), fresh_samples(config)
+    first, second = (draw(4000, generator("test-fresh", seed)) for seed in (0, 1))
+    assert torch.equal(first, draw(4000, generator("test-fresh", 0)))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.T @ first / 4000, truth.x.T @ truth.x / 4000, atol=0.05, rtol=0)
+    # with atoms in general position, samples lie on their span's sparse part: least squares gives the codes back
+    codes = first @ torch.linalg.pinv(truth.atoms)
+    assert (codes > 0.25).sum(1).double().mean() == pytest.approx(truth.l0, abs=0.1)

@@ -13,6 +13,7 @@ from husai.analysis.site import Site
 from husai.analysis.symmetry import Shifts, answer_shifts, shift_maps
 from husai.errors import HusaiError
 from husai.models import Inputs, Model
+from husai.sae.train import Fresh
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
 from husai.truth.synthetic import Circles, Planted
 
@@ -32,7 +33,7 @@ class Hook:
     x: the samples. truth: their true planes; planted: their true atoms (None: there are none to recover). shifts: their
     symmetry. answers: what they are the answer of, where there is truth. families: the functions that codes are read
     against. task: the grid or the walks, if the samples are of a model. site: the rest of that model. turning: the true
-    planes that it follows, and rotation_true: how far it does.
+    planes that it follows, and rotation_true: how far it does. fresh: further samples, where SAEs train on no fixed ones.
     """
 
     x: Float[Tensor, "samples d"]
@@ -45,6 +46,7 @@ class Hook:
     site: Site | None = None
     turning: Turning | None = None
     rotation_true: float = float("nan")
+    fresh: Fresh | None = None
 
     @classmethod
     def of(cls, activations: Activations, model: Model | None = None) -> "Hook":
@@ -80,8 +82,8 @@ class Hook:
         return cls(circles.x, circles.truth, shifts, answers, answer_families(circles.answers, circles.p))
 
     @classmethod
-    def of_planted(cls, planted: Planted) -> "Hook":
-        return cls(planted.x, planted=planted)
+    def of_planted(cls, planted: Planted, fresh: Fresh | None = None) -> "Hook":
+        return cls(planted.x, planted=planted, fresh=fresh)
 
     @property
     def genuine(self) -> Site | None:
@@ -90,7 +92,7 @@ class Hook:
 
     def with_samples(self, x: Float[Tensor, "samples d"]) -> "Hook":
         """Other samples beside the same truth; the rest of the model keeps the ones it was given."""
-        return replace(self, x=x)
+        return replace(self, x=x, fresh=None)
 
     def describe(self) -> dict[str, Any]:
         """The truth as plain data."""

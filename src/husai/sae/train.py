@@ -17,6 +17,7 @@ from husai.schedule import trapezoid
 from husai.seeding import generator
 
 Stop = Callable[[int, SAEEnsemble], bool]
+Fresh = Callable[[int, torch.Generator], Float[Tensor, "count d_in"]]
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,34 @@ def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
 
 
 class Batches:
-    """Endless batches, one shuffled pass after another; each seed has its own order. The ragged end is left out."""
+    """Endless batches of normalised samples, one shuffled pass after another; each seed has its own order.
 
-    def __init__(self, samples: int, batch_size: int, data_seeds: tuple[int, ...]) -> None:
-        self.samples, self.batch_size = samples, batch_size
+    The ragged end is left out. fresh: where given, each batch is drawn anew instead, (count, generator) → raw samples.
+    """
+
+    def __init__(
+        self,
+        samples: Float[Tensor, "samples d_in"],
+        batch_size: int,
+        data_seeds: tuple[int, ...],
+        normaliser: Normaliser,
+        fresh: Fresh | None = None,
+    ) -> None:
+        self.samples, self.batch_size, self.normaliser, self.fresh = samples, batch_size, normaliser, fresh
         self.generators = [generator("sae-data", seed) for seed in data_seeds]
-        self.per_epoch = samples // batch_size
+        self.per_epoch = len(samples) // batch_size
         self.orders: Tensor = torch.empty(0)
 
-    def at(self, step: int) -> Int[Tensor, "seeds batch"]:
-        """Row indices of the batch at `step`; steps must be asked for in order."""
+    def at(self, step: int) -> Float[Tensor, "seeds batch d_in"]:
+        """The batch at `step`; steps must be asked for in order."""
+        if self.fresh is not None:
+            drawn = torch.stack([self.fresh(self.batch_size, g) for g in self.generators])
+            return self.normaliser(drawn).to(self.samples.device)
         place = step % self.per_epoch
         if place == 0:
-            self.orders = torch.stack([torch.randperm(self.samples, generator=g) for g in self.generators])
-        return self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
+            self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
+        rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
+        return self.samples[rows.to(self.samples.device)]
 
 
 def clip_each(gradients: Params, limit: float) -> None:
@@ -93,9 +108,13 @@ def train_saes(
     stop_at: tuple[int, ...] = (),
     on_log: Callable[[list[StepLog]], None] = lambda _: None,
     log_every: int | None = None,
+    fresh: Fresh | None = None,
     device: str = "cpu",
 ) -> TrainedSAEs:
     """Train one SAE a seed on raw activations x (centred and scaled inside, folded back into the result).
+
+    fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
+    are centred and scaled, what a pass is, and which latents are dead.
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
@@ -110,7 +129,7 @@ def train_saes(
     samples = normaliser(x).to(device)
     params = init_params(x.shape[1], kind.d_sae, config.init_seeds).map(lambda v: v.to(device).requires_grad_())
     optimiser = torch.optim.Adam(list(params), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
-    batches = Batches(len(x), recipe.batch_size, config.data_seeds)
+    batches = Batches(samples, recipe.batch_size, config.data_seeds, normaliser, fresh)
     resampling = [generator("sae-resample", *pair) for pair in zip(config.init_seeds, config.data_seeds, strict=True)]
     interval = log_every or batches.per_epoch
     silent = torch.zeros(len(config.init_seeds), kind.d_sae, dtype=torch.long, device=device)
@@ -142,8 +161,7 @@ def train_saes(
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
-        batch = samples[batches.at(step).to(device)]
-        losses = architecture.losses(params, batch, kind, step=step, dead=silent >= dead_steps)
+        losses = architecture.losses(params, batches.at(step), kind, step=step, dead=silent >= dead_steps)
         optimiser.zero_grad(set_to_none=True)
         losses.total.sum().backward()
         _update(params, optimiser, kind.decoder_norm == "unit", recipe.clip_norm)

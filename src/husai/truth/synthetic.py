@@ -4,6 +4,7 @@ Written here rather than taken from `sae_lens.synthetic`: its generator draws fr
 independently, so that no sample has a known number of them, and needs a correlation matrix where a group says it all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +52,33 @@ def plant(config: PlantedConfig) -> Planted:
     Raises HusaiError if an atom is active in no sample, since it would be truth that the data do not hold.
     """
     atoms = _atoms(config)
-    active = _support(config)
+    active = _support(config, config.samples, generator("planted-support", config.seed))
     silent = (~active.any(0)).nonzero()
     if len(silent):
         raise HusaiError(
             f"planted: atom {int(silent[0])} is active in none of the {config.samples} samples "
             f"({len(silent)} such atoms); raise samples or together, or lower zipf"
         )
-    low, high = config.magnitudes
-    size = torch.rand(active.shape, generator=generator("planted-magnitudes", config.seed))
-    codes = torch.where(active, low + (high - low) * size, 0.0)
+    codes = _codes(active, config, generator("planted-magnitudes", config.seed))
     return Planted(codes @ atoms + _noise("planted-noise", config.samples, config), atoms, codes)
+
+
+def fresh_samples(config: PlantedConfig) -> Callable[[int, torch.Generator], Float[Tensor, "samples d"]]:
+    """A function (count, generator) → further samples of the atoms that `plant` plants."""
+    atoms = _atoms(config)
+
+    def draw(count: int, stream: torch.Generator) -> Float[Tensor, "samples d"]:
+        codes = _codes(_support(config, count, stream), config, stream)
+        return codes @ atoms + config.noise * torch.randn(count, config.d_model, generator=stream)
+
+    return draw
+
+
+def _codes(
+    active: Bool[Tensor, "samples n_true"], config: PlantedConfig, stream: torch.Generator
+) -> Float[Tensor, "samples n_true"]:
+    low, high = config.magnitudes
+    return torch.where(active, low + (high - low) * torch.rand(active.shape, generator=stream), 0.0)
 
 
 def _atoms(config: PlantedConfig) -> Float[Tensor, "n_true d"]:
@@ -72,10 +89,9 @@ def _atoms(config: PlantedConfig) -> Float[Tensor, "n_true d"]:
     return F.normalize((1 - config.coherence) ** 0.5 * own + config.coherence**0.5 * shared, dim=-1)
 
 
-def _support(config: PlantedConfig) -> Bool[Tensor, "samples n_true"]:
+def _support(config: PlantedConfig, samples: int, stream: torch.Generator) -> Bool[Tensor, "samples n_true"]:
     """Which atoms are active: k picked groups a sample, and in each picked group its company. Groups are adjacent rows."""
-    stream = generator("planted-support", config.seed)
-    picked = pick(torch.tensor(config.rates, dtype=torch.float64), config.samples, generator=stream)
+    picked = pick(torch.tensor(config.rates, dtype=torch.float64), samples, generator=stream)
     whole = torch.rand(picked.shape, generator=stream) < config.together
     chosen = torch.randint(1 if config.hierarchy else 0, config.group_size, picked.shape, generator=stream)
     one = F.one_hot(chosen, config.group_size).bool()
