@@ -1,0 +1,57 @@
+"""Frozen, typed configs: YAML in, unknown keys refused, content hash out. One dial per idea.
+
+A config is a value: it never changes after it was read, it says everything that determines a result, and its hash is
+the identity of the run (`content_hash`). Where things run (device, folders, trackers) is not part of a config.
+"""
+
+from husai.config.base import Config, content_hash, override, read_yaml
+from husai.config.models import (
+    CompiledConfig,
+    ModelConfig,
+    OptimiserConfig,
+    Recipe,
+    RecurrentConfig,
+    RecurrentShape,
+    TaskConfig,
+    Trainable,
+    TransformerConfig,
+    TransformerTrainingConfig,
+    WalksConfig,
+    load_recipe,
+    load_trainable,
+)
+from husai.config.sae import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
+from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
+
+__all__ = [
+    "AnalysisConfig",
+    "CirclesConfig",
+    "CirclesSource",
+    "CompiledConfig",
+    "Config",
+    "ControlConfig",
+    "ModelConfig",
+    "OptimiserConfig",
+    "PlantedConfig",
+    "PlantedSource",
+    "ReLUConfig",
+    "Recipe",
+    "RecurrentConfig",
+    "RecurrentShape",
+    "SAEConfig",
+    "SAETrainingConfig",
+    "Subject",
+    "SuiteConfig",
+    "TaskConfig",
+    "TopKConfig",
+    "Trainable",
+    "TransformerConfig",
+    "TransformerTrainingConfig",
+    "WalksConfig",
+    "content_hash",
+    "load_recipe",
+    "load_trainable",
+    "override",
+    "read_yaml",
+]

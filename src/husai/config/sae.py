@@ -1,0 +1,103 @@
+"""What determines a stack of SAEs but the activations: architecture, training, seeds."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from husai.config.base import Config, Fraction, Positive, Seed
+
+
+class TopKConfig(Config):
+    """TopK SAE (Gao et al. 2024)."""
+
+    architecture: Literal["topk"] = "topk"
+    d_sae: Positive = Field(default=1024, description="latents")
+    k: Positive = Field(default=32, description="active latents a sample")
+    decoder_norm: Literal["unit", "weighted"] = Field(
+        default="unit",
+        description="unit: decoder rows are projected to norm 1 each step; weighted: codes are scaled by the norms",
+    )
+    auxk_coefficient: float = Field(
+        default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
+    )
+    k_aux: Positive | None = Field(default=None, description="dead latents used for it; null means d_in / 2")
+    auxk_rectified: bool = Field(
+        default=False,
+        exclude_if=lambda rectified: not rectified,
+        description="whether their codes are rectified too, as in Gao et al.'s code; SAELens' are not. Left out of run ids "
+        "and files where false, since it came later than the results that have it so",
+    )
+    dead_steps: Positive = Field(
+        default=100, description="steps without firing after which a latent counts as dead in training"
+    )
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.d_sae:
+            raise ValueError(f"k {self.k} exceeds d_sae {self.d_sae}; allowed is 1 to d_sae")
+        return self
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return "k", float(self.k)
+
+
+class ReLUConfig(Config):
+    """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
+
+    architecture: Literal["relu"] = "relu"
+    d_sae: Positive = Field(default=1024, description="latents")
+    l1_coefficient: float = Field(default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
+    l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+    decoder_norm: Literal["unit", "weighted"] = Field(
+        default="unit",
+        description="unit: decoder rows are projected to norm 1 each step; weighted: only the penalty sees norms",
+    )
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return "l1_coefficient", self.l1_coefficient
+
+
+ArchitectureConfig = Annotated[TopKConfig | ReLUConfig, Field(discriminator="architecture")]
+
+
+class SAETrainingConfig(Config):
+    """How SAEs are trained: Adam on batches drawn without replacement from the whole grid."""
+
+    steps: Positive = Field(default=1500, description="optimiser steps")
+    batch_size: Positive = Field(default=1024, description="samples a step")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    decay_fraction: Fraction = Field(default=0.3, description="last share of steps over which lr falls")
+    decay: Literal["linear", "exponential"] = Field(
+        default="linear", description="how it falls: linearly to 0, or by equal factors to 1% of the peak"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first beta")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's second beta")
+    clip_norm: float | None = Field(
+        default=1.0, gt=0, description="each seed's gradient is scaled down to this norm; null: never"
+    )
+    resample_every: Positive | None = Field(
+        default=None, description="steps between resamplings of dead latents; null: never"
+    )
+    resample_until: Fraction = Field(
+        default=0.6, description="share of the steps after which nothing is resampled any more"
+    )
+
+
+class SAEConfig(Config):
+    """Everything that determines a stack of SAEs but the activations: architecture, training, seeds."""
+
+    sae: ArchitectureConfig
+    training: SAETrainingConfig = SAETrainingConfig()
+    init_seeds: tuple[Seed, ...] = Field((0,), description="seed of the initial weights, one an SAE")
+    data_seeds: tuple[Seed, ...] = Field((0,), description="seed of the order of batches, one an SAE")
+
+    @model_validator(mode="after")
+    def _seeds_pair(self) -> Self:
+        if len(self.init_seeds) != len(self.data_seeds) or not self.init_seeds:
+            raise ValueError("init_seeds and data_seeds must be lists of equal length, one entry an SAE")
+        return self
