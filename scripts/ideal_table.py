@@ -46,7 +46,7 @@ def table(keys=KEYS, p: int = P, hooks=HOOKS):
     from husai.analysis.nulls import sampler
     from husai.config import AnalysisConfig, CompiledConfig
     from husai.measure import Hook, Members, measure
-    from husai.sae.base import Dictionary
+    from husai.sae.dictionary import Dictionary
     from husai.sae.topk import keep_largest
     from husai.seeding import generator
     from husai.tasks import Task

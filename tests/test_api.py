@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 import husai
 from husai.errors import HusaiError
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 
 
 def dictionary(atoms, **meta):

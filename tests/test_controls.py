@@ -16,7 +16,7 @@ from husai.config import CompiledConfig, ControlConfig, PlantedConfig, TaskConfi
 from husai.controls import Control, drawn_controls, judged, row_controls, token_recovery, trained_controls
 from husai.measure import Hook
 from husai.report.results import CellView
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.transformer.compiled import compile_model

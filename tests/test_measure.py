@@ -28,7 +28,8 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
-from husai.sae.base import Params, SAEEnsemble
+from husai.sae.dictionary import SAEEnsemble
+from husai.sae.params import Params
 from husai.sae.train import train_saes
 from husai.seeding import generator
 from husai.tasks import Task

@@ -14,7 +14,7 @@ from husai.measure import Hook, Members, measure
 from husai.models import Model
 from husai.recurrent.model import Recurrent
 from husai.runs import LoadedModel, check_gate
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.truth.planes import find_truth

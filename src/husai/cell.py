@@ -14,7 +14,7 @@ from husai.analysis.convergence import has_converged
 from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
-from husai.sae.base import SAEEnsemble
+from husai.sae.dictionary import SAEEnsemble
 from husai.sae.train import TrainedSAEs, mean_log
 from husai.tracking import Mode, open_tracker
 from husai.truth.controls import stand_in

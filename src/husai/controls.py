@@ -40,7 +40,7 @@ from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import has, interval, markdown, number, sentences
 from husai.resources import find_config
 from husai.runs import write_atomic
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
 from husai.seeding import generator
 from husai.suite import model_place, run_suite

@@ -15,7 +15,7 @@ from husai.console import say
 from husai.errors import HusaiError
 from husai.models import Inputs, Model, logits
 from husai.runs import load_model
-from husai.sae.base import Dictionary, SAEEnsemble
+from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.train import StepLog, TrainedSAEs, mean_log, train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.truth.planes import find_truth

@@ -15,7 +15,7 @@ from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
 from husai.runs import check_gate, load_model, require_free
-from husai.sae.base import SAEEnsemble
+from husai.sae.dictionary import SAEEnsemble
 from husai.sae.train import StepLog, TrainedSAEs, mean_log
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.workflow import train_sae_run

@@ -95,10 +95,11 @@ def compile_run(config: CompiledConfig, out: Path) -> GateReport:
 
 def write_history(path: Path, rows: tuple[Evaluated, ...] | tuple[StepLog, ...]) -> None:
     """One CSV line a row."""
+    lines = [row.line if isinstance(row, StepLog) else asdict(row) for row in rows]
     with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(asdict(rows[0])))
+        writer = csv.DictWriter(handle, fieldnames=list(lines[0]))
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(lines)
 
 
 def train_sae_run(

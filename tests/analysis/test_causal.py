@@ -13,7 +13,7 @@ from husai.analysis.nulls import PURSUED_NULLS, coded_sampler, pursue
 from husai.analysis.recovery import tuning
 from husai.config import CompiledConfig, TaskConfig
 from husai.measure import Hook
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.transformer.compiled import compile_model

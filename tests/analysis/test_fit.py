@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from husai.analysis.fit import evaluate_fit
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 
 # Mean (1, 11), Σ‖x − x̄‖² = 4·2 = 8.
 X = torch.tensor([[0.0, 10.0], [2.0, 10.0], [0.0, 12.0], [2.0, 12.0]])

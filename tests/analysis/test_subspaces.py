@@ -19,7 +19,7 @@ from husai.analysis.subspaces import Aggregate, SubspaceRecovery, above, probe_r
 from husai.analysis.symmetry import shift_maps
 from husai.config import CirclesConfig, CompiledConfig, TaskConfig
 from husai.errors import HusaiError
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.transformer.compiled import compile_model

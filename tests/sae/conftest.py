@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from husai.sae.base import Params
+from husai.sae.params import Params
 
 
 @pytest.fixture

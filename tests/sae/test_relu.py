@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from husai.config import ReLUConfig
-from husai.sae import relu
-from husai.sae.base import Params
+from husai.sae.params import Params
+from husai.sae.relu import ReLU
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The 'utils' module has been deprecated:DeprecationWarning",  # sae_lens imports transformer_lens.utils
@@ -21,16 +21,16 @@ NONE_DEAD = torch.zeros(1, 2, dtype=torch.bool)
 
 
 def losses_of(config: ReLUConfig, step: int = 0, params: Params = BY_HAND):
-    return relu.losses(params, BATCH, config, step=step, dead=NONE_DEAD)
+    return ReLU(config).losses(params, BATCH, step=step, dead=NONE_DEAD)
 
 
 def test_codes_are_the_positive_pre_activations():
-    assert relu.encode(BY_HAND, BATCH, ReLUConfig(d_sae=2)).tolist() == [[[2.0, 1.0], [0.0, 3.0]]]
+    assert ReLU(ReLUConfig(d_sae=2)).encode(BY_HAND, BATCH).tolist() == [[[2.0, 1.0], [0.0, 3.0]]]
 
 
 def test_encoder_bias_is_added():
-    shifted = BY_HAND._replace(b_enc=torch.tensor([[2.0, -2.0]]))
-    assert relu.encode(shifted, BATCH, ReLUConfig(d_sae=2)).tolist() == [[[4.0, 0.0], [1.0, 1.0]]]
+    shifted = BY_HAND.replace(b_enc=torch.tensor([[2.0, -2.0]]))
+    assert ReLU(ReLUConfig(d_sae=2)).encode(shifted, BATCH).tolist() == [[[4.0, 0.0], [1.0, 1.0]]]
 
 
 def test_squared_error_sums_over_inputs_and_averages_over_the_batch():
@@ -74,14 +74,14 @@ def test_training_step_equals_sae_lens(sae_lens, make_params, unit, step, warmth
     )
 
     ours = start.map(lambda value: value.clone().requires_grad_())
-    losses = relu.losses(ours, x, config, step=step, dead=torch.zeros(seeds, d_sae, dtype=torch.bool))
+    losses = ReLU(config).losses(ours, x, step=step, dead=torch.zeros(seeds, d_sae, dtype=torch.bool))
     losses.total.sum().backward()
 
     for seed in range(seeds):
         theirs = sae_lens.StandardTrainingSAE(
             sae_lens.StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, dtype="float64", l1_coefficient=0.4)
         )
-        theirs.load_state_dict({name: value[seed] for name, value in start._asdict().items()})
+        theirs.load_state_dict({name: value[seed] for name, value in start.items()})
         out = theirs.training_forward_pass(
             TrainStepInput(
                 sae_in=x[seed],
@@ -96,7 +96,7 @@ def test_training_step_equals_sae_lens(sae_lens, make_params, unit, step, warmth
         torch.testing.assert_close(losses.mse[seed], out.losses["mse_loss"])
         torch.testing.assert_close(losses.penalty[seed], out.losses["l1_loss"])
         torch.testing.assert_close(losses.total[seed], out.loss)
-        for name in Params._fields:
+        for name, _ in start.items():
             expected = getattr(theirs, name).grad
             assert expected.abs().max() > 1e-3, f"the gradient of {name} is trivially equal"
             torch.testing.assert_close(getattr(ours, name).grad[seed], expected, rtol=1e-9, atol=1e-11, msg=name)

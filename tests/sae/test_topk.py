@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from husai.config import TopKConfig
-from husai.sae import topk
-from husai.sae.base import Params
+from husai.sae.params import Params
+from husai.sae.topk import TopK
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The 'utils' module has been deprecated:DeprecationWarning",  # sae_lens imports transformer_lens.utils
@@ -24,21 +24,21 @@ def one(*values: float) -> torch.Tensor:
 
 
 def test_only_the_largest_pre_activation_survives():
-    assert topk.encode(BY_HAND, one(3, 3), TopKConfig(d_sae=2, k=1)).tolist() == [[[2.0, 0.0]]]
+    assert TopK(TopKConfig(d_sae=2, k=1)).encode(BY_HAND, one(3, 3)).tolist() == [[[2.0, 0.0]]]
 
 
 def test_every_pre_activation_survives_if_k_is_d_sae():
-    assert topk.encode(BY_HAND, one(3, 3), TopKConfig(d_sae=2, k=2)).tolist() == [[[2.0, 1.0]]]
+    assert TopK(TopKConfig(d_sae=2, k=2)).encode(BY_HAND, one(3, 3)).tolist() == [[[2.0, 1.0]]]
 
 
 def test_encoder_bias_is_added():
-    shifted = BY_HAND._replace(b_enc=torch.tensor([[-0.5, 4.0]]))
-    assert topk.encode(shifted, one(3, 3), TopKConfig(d_sae=2, k=2)).tolist() == [[[1.5, 5.0]]]
+    shifted = BY_HAND.replace(b_enc=torch.tensor([[-0.5, 4.0]]))
+    assert TopK(TopKConfig(d_sae=2, k=2)).encode(shifted, one(3, 3)).tolist() == [[[1.5, 5.0]]]
 
 
 def test_loss_is_the_squared_error_of_the_reconstruction():
     # codes (2, 0), x̂ = (2, 0) + b_dec = (3, 1), error (0, 2)
-    losses = topk.losses(BY_HAND, one(3, 3), TopKConfig(d_sae=2, k=1), step=0, dead=NONE_DEAD)
+    losses = TopK(TopKConfig(d_sae=2, k=1)).losses(BY_HAND, one(3, 3), step=0, dead=NONE_DEAD)
     assert losses.mse.tolist() == [4.0]
     assert losses.penalty.tolist() == [0.0]
     assert losses.total.tolist() == [4.0]
@@ -48,31 +48,31 @@ def test_loss_is_the_squared_error_of_the_reconstruction():
 def test_loss_sums_over_inputs_and_averages_over_the_batch():
     # x = (1, 1) is b_dec and costs nothing; (3, 3) costs 4
     batch = torch.tensor([[[3.0, 3.0], [1.0, 1.0]]])
-    losses = topk.losses(BY_HAND, batch, TopKConfig(d_sae=2, k=1), step=0, dead=NONE_DEAD)
+    losses = TopK(TopKConfig(d_sae=2, k=1)).losses(BY_HAND, batch, step=0, dead=NONE_DEAD)
     assert losses.mse.tolist() == [2.0]
 
 
 def test_negative_values_among_the_k_largest_become_zero():
     # x − b_dec = (2, −4): pre-activations 2 and −2
-    assert topk.encode(BY_HAND, one(3, -3), TopKConfig(d_sae=2, k=2)).tolist() == [[[2.0, 0.0]]]
+    assert TopK(TopKConfig(d_sae=2, k=2)).encode(BY_HAND, one(3, -3)).tolist() == [[[2.0, 0.0]]]
 
 
 def test_no_positive_pre_activation_gives_the_decoder_bias():
-    losses = topk.losses(BY_HAND, one(0, 0), TopKConfig(d_sae=2, k=1), step=0, dead=NONE_DEAD)
+    losses = TopK(TopKConfig(d_sae=2, k=1)).losses(BY_HAND, one(0, 0), step=0, dead=NONE_DEAD)
     assert losses.codes.tolist() == [[[0.0, 0.0]]]
     assert losses.mse.tolist() == [2.0]  # x̂ = b_dec = (1, 1)
 
 
 def test_of_tied_values_exactly_k_survive():
     # x − b_dec = (1, 2): both pre-activations are 1
-    codes = topk.encode(BY_HAND, one(2, 3), TopKConfig(d_sae=2, k=1))
+    codes = TopK(TopKConfig(d_sae=2, k=1)).encode(BY_HAND, one(2, 3))
     assert sorted(codes.flatten().tolist()) == [0.0, 1.0]
 
 
 def test_weighted_norms_decide_what_is_largest_and_scale_the_codes():
     # norms (1, 3): scores (2·1, 1·3); the second wins and adds 3 along its unit row: x̂ = (1, 4), error (−2, 1)
-    long = BY_HAND._replace(W_dec=torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]))
-    losses = topk.losses(long, one(3, 3), TopKConfig(d_sae=2, k=1, decoder_norm="weighted"), step=0, dead=NONE_DEAD)
+    long = BY_HAND.replace(W_dec=torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]))
+    losses = TopK(TopKConfig(d_sae=2, k=1, decoder_norm="weighted")).losses(long, one(3, 3), step=0, dead=NONE_DEAD)
     assert losses.codes.tolist() == [[[0.0, 3.0]]]
     assert losses.mse.tolist() == [5.0]
 
@@ -83,33 +83,33 @@ SECOND_DEAD = torch.tensor([[False, True]])
 def test_auxk_charges_what_dead_latents_miss_of_the_residual():
     # residual (0, 2); the dead latent's pre-activation 1 gives (0, 1) of it; the rest costs 1, times coefficient 3
     config = TopKConfig(d_sae=2, k=1, auxk_coefficient=3, k_aux=1)
-    losses = topk.losses(BY_HAND, one(3, 3), config, step=0, dead=SECOND_DEAD)
+    losses = TopK(config).losses(BY_HAND, one(3, 3), step=0, dead=SECOND_DEAD)
     assert losses.penalty.tolist() == [3.0]
     assert losses.total.tolist() == [7.0]
 
 
 def test_auxk_is_scaled_down_while_fewer_than_k_aux_latents_are_dead():
     config = TopKConfig(d_sae=2, k=1, auxk_coefficient=3, k_aux=2)
-    assert topk.losses(BY_HAND, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [1.5]
+    assert TopK(config).losses(BY_HAND, one(3, 3), step=0, dead=SECOND_DEAD).penalty.tolist() == [1.5]
 
 
 def test_auxk_uses_half_of_d_in_latents_by_default():
     config = TopKConfig(d_sae=2, k=1, auxk_coefficient=3, k_aux=None)  # d_in / 2 = 1
-    assert topk.losses(BY_HAND, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [3.0]
+    assert TopK(config).losses(BY_HAND, one(3, 3), step=0, dead=SECOND_DEAD).penalty.tolist() == [3.0]
 
 
 def test_auxk_off_charges_nothing():
     config = TopKConfig(d_sae=2, k=1, auxk_coefficient=0)
-    assert topk.losses(BY_HAND, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [0.0]
+    assert TopK(config).losses(BY_HAND, one(3, 3), step=0, dead=SECOND_DEAD).penalty.tolist() == [0.0]
 
 
 def test_rectified_auxk_codes_are_not_negative():
     # b_enc (0, −4): the dead latent's pre-activation is −3. As a code it gives (0, −3) of the residual (0, 2): 25;
     # rectified it gives nothing, and the residual itself is the error: 4
-    shifted = BY_HAND._replace(b_enc=BY_HAND.b_enc - torch.tensor([[0.0, 4.0]]))
+    shifted = BY_HAND.replace(b_enc=BY_HAND.b_enc - torch.tensor([[0.0, 4.0]]))
     for rectified, expected in ((False, 25.0), (True, 4.0)):
         config = TopKConfig(d_sae=2, k=1, auxk_coefficient=1, k_aux=1, auxk_rectified=rectified)
-        assert topk.losses(shifted, one(3, 3), config, step=0, dead=SECOND_DEAD).penalty.tolist() == [expected]
+        assert TopK(config).losses(shifted, one(3, 3), step=0, dead=SECOND_DEAD).penalty.tolist() == [expected]
 
 
 SEEDS, D_IN, D_SAE, BATCH = 3, 6, 10, 7
@@ -138,7 +138,7 @@ def test_training_step_equals_sae_lens(sae_lens, make_params, decoder_norm, dead
     masks = dead_masks(*dead)
 
     ours = start.map(lambda value: value.clone().requires_grad_())
-    losses = topk.losses(ours, x, config, step=0, dead=masks)
+    losses = TopK(config).losses(ours, x, step=0, dead=masks)
     losses.total.sum().backward()
 
     for seed in range(SEEDS):
@@ -152,7 +152,7 @@ def test_training_step_equals_sae_lens(sae_lens, make_params, decoder_norm, dead
                 rescale_acts_by_decoder_norm=decoder_norm == "weighted",
             )
         )
-        theirs.load_state_dict({name: value[seed] for name, value in start._asdict().items()})
+        theirs.load_state_dict({name: value[seed] for name, value in start.items()})
         step = theirs.training_forward_pass(
             TrainStepInput(
                 sae_in=x[seed], coefficients={}, dead_neuron_mask=masks[seed], n_training_steps=0, is_logging_step=False
@@ -163,7 +163,7 @@ def test_training_step_equals_sae_lens(sae_lens, make_params, decoder_norm, dead
         torch.testing.assert_close(losses.mse[seed], step.losses["mse_loss"])
         torch.testing.assert_close(losses.penalty[seed], step.losses["auxiliary_reconstruction_loss"])
         torch.testing.assert_close(losses.total[seed], step.loss)
-        for name in Params._fields:
+        for name, _ in start.items():
             expected = getattr(theirs, name).grad
             assert expected.abs().max() > 1e-3, f"the gradient of {name} is trivially equal"
             torch.testing.assert_close(getattr(ours, name).grad[seed], expected, rtol=1e-9, atol=1e-11, msg=name)

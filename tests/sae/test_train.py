@@ -8,11 +8,13 @@ from husai.analysis.matching import pwmcc
 from husai.analysis.nulls import null_matrices, sampler
 from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
 from husai.errors import HusaiError
-from husai.sae import relu, topk
-from husai.sae.architectures import architecture_of
-from husai.sae.base import Params, finish, init_params, pre_activations
+from husai.sae.architectures import ARCHITECTURES, architecture_of
+from husai.sae.batches import Batches
+from husai.sae.dictionary import finish
+from husai.sae.params import Params, init_params, pre_activations
 from husai.sae.resample import resample_dead
-from husai.sae.train import Batches, clip_each, train_saes
+from husai.sae.topk import TopK
+from husai.sae.train import clip_each, train_saes
 from husai.seeding import generator
 
 # Far too many latents for five sources, so that AuxK and resampling have work to do.
@@ -129,15 +131,15 @@ def test_passes_and_seeds_have_their_own_orders():
 # --- one step ---
 
 
-@pytest.mark.parametrize("architecture", [topk, relu], ids=["topk", "relu"])
+@pytest.mark.parametrize("name", ["topk", "relu"])
 @pytest.mark.parametrize("decoder_norm", ["unit", "weighted"])
-def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, architecture, decoder_norm):
-    name = architecture.__name__.rsplit(".", 1)[-1]
+def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder_norm):
+    architecture = ARCHITECTURES[name]
     drift, original = [], architecture.losses
 
-    def spy(params, *args, **kwargs):
+    def spy(self, params, *args, **kwargs):
         drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
-        return original(params, *args, **kwargs)
+        return original(self, params, *args, **kwargs)
 
     monkeypatch.setattr(architecture, "losses", spy)
     trained = train_saes(x, recipe(KINDS[f"{name} {decoder_norm}"]))
@@ -149,12 +151,12 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, architecture,
 @pytest.mark.parametrize("name", ["topk unit", "relu unit"])
 def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     """They would only fill Adam's moments and the clipped norm with a motion that is undone."""
-    architecture = architecture_of(KINDS[name])
+    architecture = ARCHITECTURES[KINDS[name].architecture]
     rows, along, losses = [], [], architecture.losses
 
-    def spy_on_losses(params, *args, **kwargs):
+    def spy_on_losses(self, params, *args, **kwargs):
         rows.append(params.W_dec.detach())
-        return losses(params, *args, **kwargs)
+        return losses(self, params, *args, **kwargs)
 
     def spy_on_clip(gradients, limit):
         along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
@@ -333,7 +335,7 @@ def corner(kind: TopKConfig | ReLUConfig) -> tuple[Params, torch.optim.Adam, tor
 
 def resample(params, optimiser, samples, kind):
     streams = [generator("test-resample", seed) for seed in range(2)]
-    return resample_dead(params, optimiser, samples, architecture_of(kind), kind, streams)
+    return resample_dead(params, optimiser, samples, architecture_of(kind), streams)
 
 
 @pytest.mark.parametrize(("name", "scale"), [("topk unit", 1.0), ("topk weighted", 1.0), ("relu", 0.2)])
@@ -345,7 +347,7 @@ def test_a_dead_latent_is_pointed_at_the_worst_reconstructed_sample(name, scale)
     torch.testing.assert_close(params.W_dec[0, 3].detach(), direction)
     torch.testing.assert_close(params.W_enc[0, :, 3].detach(), direction * 3 * scale)
     assert float(params.b_enc.detach()[0, 3]) == 0
-    codes = architecture_of(kind).encode(params, samples.repeat(2, 1, 1), kind).detach()
+    codes = architecture_of(kind).encode(params, samples.repeat(2, 1, 1)).detach()
     assert (codes[0, :, 3] > 0).any()
 
 
@@ -403,7 +405,7 @@ def test_resampling_revives_latents_in_training(x):
 
 def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatch):
     kind, dead_at, resampled, streams = KINDS["topk unit"], [], {}, []
-    losses = topk.losses
+    losses = TopK.losses
 
     def spy_on_losses(*args, dead, **kwargs):
         dead_at.append(dead.clone())
@@ -414,7 +416,7 @@ def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatc
         resampled[len(dead_at)] = resample_dead(*args)
         return resampled[len(dead_at)]
 
-    monkeypatch.setattr(topk, "losses", spy_on_losses)
+    monkeypatch.setattr(TopK, "losses", spy_on_losses)
     monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
     train_saes(x, recipe(kind, init=(0, 0, 1), data=(0, 1, 1)))
     assert list(resampled) == [20, 40]
@@ -433,13 +435,13 @@ def test_folding_leaves_reconstructions_of_raw_inputs_as_they_were(x, make_param
     params = make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit")
     raw = x.double().expand(2, -1, -1)
     normaliser = Normaliser.fit(x.double())
-    codes = architecture.encode(params, normaliser(raw), kind)
-    expected = architecture.decode(params, codes, kind) / normaliser.scale + normaliser.mean
+    codes = architecture.encode(params, normaliser(raw))
+    expected = architecture.decode(params, codes) / normaliser.scale + normaliser.mean
 
-    folded = finish(params, normaliser)
+    folded = finish(params, normaliser, ())
     torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(2, D_SAE, dtype=torch.float64))
-    folded_codes = architecture.encode(folded, raw, kind)
-    torch.testing.assert_close(architecture.decode(folded, folded_codes, kind), expected)
+    folded_codes = architecture.encode(folded, raw)
+    torch.testing.assert_close(architecture.decode(folded, folded_codes), expected)
     assert torch.equal(folded_codes > 0, codes > 0)
 
 
@@ -450,7 +452,7 @@ def test_folded_codes_are_in_units_of_raw_activations():
     params = Params(
         torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 1), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[0.0, 0.0]])
     )
-    folded = finish(params, normaliser)
+    folded = finish(params, normaliser, ())
     assert folded.W_dec.tolist() == [[[1.0, 0.0]]]
     torch.testing.assert_close(folded.b_dec, torch.tensor([[3.0, 4.0]]))
     torch.testing.assert_close(pre_activations(folded, torch.tensor([[[6.0, 8.0]]])), torch.tensor([[[6.0]]]))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 
 
 class Fit(NamedTuple):

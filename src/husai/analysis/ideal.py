@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.analysis.answers import answer_directions
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 from husai.sae.topk import keep_largest
 
 Bases = Sequence[Float[Tensor, "d 2"]]

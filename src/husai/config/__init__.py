@@ -20,12 +20,14 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
-from husai.config.sae import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config.sae import SAE_CONFIGS, BaseSAEConfig, ReLUConfig, SAEConfig, SAEKind, SAETrainingConfig, TopKConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
 
 __all__ = [
+    "SAE_CONFIGS",
     "AnalysisConfig",
+    "BaseSAEConfig",
     "CirclesConfig",
     "CirclesSource",
     "CompiledConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "RecurrentConfig",
     "RecurrentShape",
     "SAEConfig",
+    "SAEKind",
     "SAETrainingConfig",
     "Subject",
     "SuiteConfig",

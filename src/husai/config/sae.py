@@ -1,22 +1,33 @@
 """What determines a stack of SAEs but the activations: architecture, training, seeds."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from husai.config.base import Config, Fraction, Positive, Seed
 
 
-class TopKConfig(Config):
+class BaseSAEConfig(Config):
+    """What every architecture has."""
+
+    d_sae: Positive = Field(default=1024, description="latents")
+    decoder_norm: Literal["unit", "weighted"] = Field(
+        default="unit",
+        description="unit: decoder rows are projected to norm 1 each step; weighted: their norms are free, and selection and "
+        "penalties see them",
+    )
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        raise NotImplementedError
+
+
+class TopKConfig(BaseSAEConfig):
     """TopK SAE (Gao et al. 2024)."""
 
     architecture: Literal["topk"] = "topk"
-    d_sae: Positive = Field(default=1024, description="latents")
     k: Positive = Field(default=32, description="active latents a sample")
-    decoder_norm: Literal["unit", "weighted"] = Field(
-        default="unit",
-        description="unit: decoder rows are projected to norm 1 each step; weighted: codes are scaled by the norms",
-    )
     auxk_coefficient: float = Field(
         default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
     )
@@ -43,17 +54,12 @@ class TopKConfig(Config):
         return "k", float(self.k)
 
 
-class ReLUConfig(Config):
+class ReLUConfig(BaseSAEConfig):
     """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
 
     architecture: Literal["relu"] = "relu"
-    d_sae: Positive = Field(default=1024, description="latents")
     l1_coefficient: float = Field(default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
     l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
-    decoder_norm: Literal["unit", "weighted"] = Field(
-        default="unit",
-        description="unit: decoder rows are projected to norm 1 each step; weighted: only the penalty sees norms",
-    )
 
     @property
     def sparsity(self) -> tuple[str, float]:
@@ -61,7 +67,9 @@ class ReLUConfig(Config):
         return "l1_coefficient", self.l1_coefficient
 
 
-ArchitectureConfig = Annotated[TopKConfig | ReLUConfig, Field(discriminator="architecture")]
+SAEKind = TopKConfig | ReLUConfig
+SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
+ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]
 
 
 class SAETrainingConfig(Config):

@@ -11,7 +11,7 @@ from husai.analysis.planted import FiringRecovery
 from husai.analysis.recovery import best_subspace
 from husai.measure.hook import Hook
 from husai.measure.members import Members
-from husai.sae.base import SAEEnsemble
+from husai.sae.dictionary import SAEEnsemble
 
 
 def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from husai.analysis.causal import ablation, rotation, splice
 from husai.analysis.nulls import Coded
 from husai.analysis.recovery import tuning
 from husai.measure.hook import Hook
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 
 CAUSES = (
     *("rotation", "ablation", "ablation_removed", "ablation_others"),

@@ -12,7 +12,7 @@ from husai.analysis.planted import FiringRecovery, firing_recovery, match_true
 from husai.measure.causes import cause_of
 from husai.measure.hook import Hook
 from husai.measure.reading import Reading, read
-from husai.sae.base import Dictionary
+from husai.sae.dictionary import Dictionary
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,29 @@
 """Resampling of dead latents (Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling).
 
 A latent that fires on no training sample is pointed at a sample drawn with probability proportional to its squared
-loss. The encoder row gets the mean norm of the live rows times `encoder_scale`: Bricken et al. use 0.2 with ReLU; under
-TopK a weak row would never be among the k largest, so it is 1 there.
+loss. The encoder row gets the mean norm of the live rows times the architecture's `encoder_scale`: Bricken et al. use 0.2
+with ReLU; where latents compete, a weak row would never win, so it is 1 there.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.sae.base import Architecture, Params, SAEKind
+from husai.sae.architecture import Architecture
+from husai.sae.params import Params
 
-ENCODER_SCALE = {"topk": 1.0, "relu": 0.2}
+PART = 8192  # samples encoded at once
+ROWS = {"W_enc": lambda dead: dead[:, None, :], "b_enc": lambda dead: dead, "W_dec": lambda dead: dead[..., None]}
 
 
 def resample_dead(
     params: Params,
     optimiser: torch.optim.Optimizer,
     samples: Float[Tensor, "samples d_in"],
-    architecture: Architecture[SAEKind],
-    config: SAEKind,
+    architecture: Architecture[Any],
     generators: list[torch.Generator],
 ) -> Bool[Tensor, "seeds d_sae"]:
     """Replace the dead latents of every seed in place, and clear their optimiser moments. Returns which they were."""
@@ -29,10 +32,10 @@ def resample_dead(
         for seed, stream in enumerate(generators):
             alone = params.map(lambda value, seed=seed: value[seed : seed + 1])
             error, fired = [], []
-            for part in samples.split(8192):
-                codes = architecture.encode(alone, part[None], config)
-                error.append((architecture.decode(alone, codes, config)[0] - part).pow(2).sum(-1))
-                fired.append((codes[0] > 0).any(0))
+            for part in samples.split(PART):
+                codes = architecture.encode(alone, part[None])
+                error.append((architecture.decode(alone, codes)[0] - part).pow(2).sum(-1))
+                fired.append((codes[0] != 0).any(0))
             dead[seed] = ~torch.stack(fired).any(0)
             count = int(dead[seed].sum())
             if count == dead.shape[1]:  # nothing alive to take a scale from: leave it to AuxK
@@ -43,7 +46,7 @@ def resample_dead(
             weights = torch.cat(error).pow(2).cpu()
             chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)
             direction = F.normalize(samples[chosen.to(samples.device)] - alone.b_dec, dim=-1)
-            size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * ENCODER_SCALE[config.architecture]
+            size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * architecture.encoder_scale
             params.W_dec[seed, dead[seed]] = direction
             params.W_enc[seed][:, dead[seed]] = direction.T * size
             params.b_enc[seed, dead[seed]] = 0.0
@@ -52,8 +55,8 @@ def resample_dead(
 
 
 def _clear_moments(params: Params, optimiser: torch.optim.Optimizer, dead: Bool[Tensor, "seeds d_sae"]) -> None:
-    masks = {0: dead[:, None, :], 1: dead, 2: dead[..., None]}
-    for index, mask in masks.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in (state := optimiser.state.get(params[index], {})):
-                state[moment].masked_fill_(mask, 0.0)
+    for name, value in params.items():
+        if name in ROWS:
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in (state := optimiser.state.get(value, {})):
+                    state[moment].masked_fill_(ROWS[name](dead), 0.0)

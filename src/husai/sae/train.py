@@ -1,31 +1,35 @@
 """The one training loop: S seeds at once, each exactly as it would train alone. It knows no metric."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from husai.activations import Normaliser
 from husai.config import SAEConfig, SAETrainingConfig
 from husai.errors import HusaiError
+from husai.sae.architecture import Architecture, Step
 from husai.sae.architectures import architecture_of
-from husai.sae.base import Losses, Params, SAEEnsemble, finish, init_params
+from husai.sae.batches import Batches, Fresh
+from husai.sae.dictionary import SAEEnsemble, finish
+from husai.sae.params import Params, init_params
 from husai.sae.resample import resample_dead
 from husai.schedule import trapezoid
 from husai.seeding import generator
 
 Stop = Callable[[int, SAEEnsemble], bool]
-Fresh = Callable[[int, torch.Generator], Float[Tensor, "count d_in"]]
 
 
 @dataclass(frozen=True)
 class StepLog:
     """One row of a training history, per seed and on the training batch (reports use the whole grid instead).
 
-    epoch: passes over the data so far. explained_variance: 1 − mse / d_in, since inputs have mean squared norm d_in.
-    dead: fraction of latents that have not fired for a pass over the data.
+    epoch: passes over the data so far. penalty: sum of `terms`, what is added to mse, by name. explained_variance:
+    1 − mse / d_in, since inputs have mean squared norm d_in. dead: fraction of latents that have not fired for a pass over
+    the data.
     """
 
     step: int
@@ -38,6 +42,13 @@ class StepLog:
     l0: float
     explained_variance: float
     dead: float
+    terms: Mapping[str, float]
+
+    @property
+    def line(self) -> dict[str, float]:
+        """The row of a table: every term in a column of its own."""
+        plain = {name: value for name, value in vars(self).items() if name != "terms"}
+        return plain | dict(self.terms)
 
 
 def mean_log(rows: list[StepLog]) -> dict[str, float]:
@@ -61,43 +72,107 @@ def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
     return every is not None and 0 < step < until and step % every == 0
 
 
-class Batches:
-    """Endless batches of normalised samples, one shuffled pass after another; each seed has its own order.
-
-    The ragged end is left out. fresh: where given, each batch is drawn anew instead, (count, generator) → raw samples.
-    """
-
-    def __init__(
-        self,
-        samples: Float[Tensor, "samples d_in"],
-        batch_size: int,
-        data_seeds: tuple[int, ...],
-        normaliser: Normaliser,
-        fresh: Fresh | None = None,
-    ) -> None:
-        self.samples, self.batch_size, self.normaliser, self.fresh = samples, batch_size, normaliser, fresh
-        self.generators = [generator("sae-data", seed) for seed in data_seeds]
-        self.per_epoch = len(samples) // batch_size
-        self.orders: Tensor = torch.empty(0)
-
-    def at(self, step: int) -> Float[Tensor, "seeds batch d_in"]:
-        """The batch at `step`; steps must be asked for in order."""
-        if self.fresh is not None:
-            drawn = torch.stack([self.fresh(self.batch_size, g) for g in self.generators])
-            return self.normaliser(drawn).to(self.samples.device)
-        place = step % self.per_epoch
-        if place == 0:
-            self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
-        rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
-        return self.samples[rows.to(self.samples.device)]
-
-
 def clip_each(gradients: Params, limit: float) -> None:
     """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it."""
     squares = [gradient.flatten(1).pow(2).sum(1) for gradient in gradients]
     factor = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+class Trainer:
+    """Everything that changes from step to step; `advance` does one."""
+
+    def __init__(
+        self, x: Float[Tensor, "samples d_in"], config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu"
+    ) -> None:
+        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch."""
+        self.config, self.recipe = config, config.training
+        if len(x) < self.recipe.batch_size:
+            raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
+        self.normaliser = Normaliser.fit(x)
+        self.architecture: Architecture[Any] = architecture_of(config.sae)
+        self.samples = self.normaliser(x).to(device)
+        start = self.architecture.init(init_params(x.shape[1], config.sae.d_sae, config.init_seeds))
+        self.params = start.map(lambda value: value.to(device).requires_grad_())
+        betas = (self.recipe.beta1, self.recipe.beta2)
+        self.optimiser = torch.optim.Adam(list(self.params), lr=self.recipe.lr, betas=betas, fused=True)
+        self.batches = Batches(self.samples, self.recipe.batch_size, config.data_seeds, self.normaliser, fresh)
+        seeds = zip(config.init_seeds, config.data_seeds, strict=True)
+        self.resampling = [generator("sae-resample", *pair) for pair in seeds]
+        self.silent = torch.zeros(len(config.init_seeds), config.sae.d_sae, dtype=torch.long, device=device)
+        self.dead_steps = getattr(config.sae, "dead_steps", self.recipe.steps + 1)
+        self.step = 0
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        shape = trapezoid(
+            self.step,
+            steps=self.recipe.steps,
+            warmup_steps=self.recipe.warmup_steps,
+            decay_fraction=self.recipe.decay_fraction,
+            decay=self.recipe.decay,
+        )
+        return self.recipe.lr * shape
+
+    def advance(self) -> Step:
+        """One update. Gradients are those of each seed alone."""
+        if resampling_due(self.step, self.recipe):
+            where = (self.params, self.optimiser, self.samples, self.architecture, self.resampling)
+            self.silent[resample_dead(*where)] = 0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
+        done = self._update(self.architecture.gradients(self.params, x, step=self.step, dead=dead))
+        self.silent = torch.where(done.fired, 0, self.silent + 1)
+        self.step += 1
+        return done
+
+    def _update(self, done: Step) -> Step:
+        """With unit-norm decoders, gradients along the rows are dropped and norms restored."""
+        unit, gradients, W_dec = self.config.sae.decoder_norm == "unit", done.gradients, self.params.W_dec
+        with torch.no_grad():
+            if unit:
+                gradients.W_dec.sub_((gradients.W_dec * W_dec).sum(-1, keepdim=True) * W_dec)
+            if self.recipe.clip_norm is not None:
+                clip_each(gradients, self.recipe.clip_norm)
+            for value, gradient in zip(self.params, gradients, strict=True):
+                value.grad = gradient
+            self.optimiser.step()
+            if unit:
+                W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+            self.architecture.settle(self.params)
+        return done
+
+    def ensemble(self) -> SAEEnsemble:
+        """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
+        raw = self.params.map(lambda value: value.detach().cpu().clone())
+        weights = finish(raw, self.normaliser, self.architecture.scaled)
+        if not all(bool(value.isfinite().all()) for value in weights):
+            raise self.diverged("weights are")
+        return SAEEnsemble(weights, self.config.sae, self.config.init_seeds, self.config.data_seeds)
+
+    def log(self, done: Step, rate: float) -> list[StepLog]:
+        """One row a seed of the step just done. Raises HusaiError if a loss is not finite."""
+        epoch = self.step * self.recipe.batch_size / len(self.samples)
+        dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
+        penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
+        explained = 1 - done.mse / self.samples.shape[1]
+        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead, *done.terms.values())
+        per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
+        rows = []
+        for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
+            terms = dict(zip(done.terms, row[6:], strict=True))
+            rows.append(StepLog(self.step, epoch, seed, rate, *row[:6], terms=terms))
+        if not all(row.loss < float("inf") for row in rows):
+            raise self.diverged("loss is")
+        return rows
+
+    def diverged(self, what: str) -> HusaiError:
+        return HusaiError(
+            f"training: the {what} not finite at step {self.step}; halve training.lr ({self.recipe.lr}) or set "
+            "training.clip_norm"
+        )
 
 
 def train_saes(
@@ -121,81 +196,19 @@ def train_saes(
     Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn
     non-finite.
     """
-    kind, recipe = config.sae, config.training
-    if len(x) < recipe.batch_size:
-        raise HusaiError(f"training.batch_size: {recipe.batch_size} exceeds the {len(x)} samples there are")
-    normaliser = Normaliser.fit(x)
-    architecture = architecture_of(kind)
-    samples = normaliser(x).to(device)
-    params = init_params(x.shape[1], kind.d_sae, config.init_seeds).map(lambda v: v.to(device).requires_grad_())
-    optimiser = torch.optim.Adam(list(params), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
-    batches = Batches(samples, recipe.batch_size, config.data_seeds, normaliser, fresh)
-    resampling = [generator("sae-resample", *pair) for pair in zip(config.init_seeds, config.data_seeds, strict=True)]
-    interval = log_every or batches.per_epoch
-    silent = torch.zeros(len(config.init_seeds), kind.d_sae, dtype=torch.long, device=device)
-    dead_steps = getattr(kind, "dead_steps", recipe.steps + 1)
+    trainer = Trainer(x, config, fresh=fresh, device=device)
+    interval, last = log_every or trainer.batches.per_epoch, config.training.steps
     history: list[StepLog] = []
-
-    def diverged(what: str, step: int) -> HusaiError:
-        return HusaiError(
-            f"training: the {what} not finite at step {step}; halve training.lr ({recipe.lr}) or set training.clip_norm"
-        )
-
-    def ensemble(step: int) -> SAEEnsemble:
-        weights = finish(params.map(lambda value: value.detach().cpu().clone()), normaliser)
-        if not all(bool(value.isfinite().all()) for value in weights):
-            raise diverged("weights are", step)
-        return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds)
-
-    for step in range(recipe.steps):
-        if step in stop_at and stop(step, ensemble(step)):
-            return TrainedSAEs(ensemble(step), step, tuple(history))
-        if resampling_due(step, recipe):
-            silent[resample_dead(params, optimiser, samples, architecture, kind, resampling)] = 0
-        rate = recipe.lr * trapezoid(
-            step,
-            steps=recipe.steps,
-            warmup_steps=recipe.warmup_steps,
-            decay_fraction=recipe.decay_fraction,
-            decay=recipe.decay,
-        )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        losses = architecture.losses(params, batches.at(step), kind, step=step, dead=silent >= dead_steps)
-        optimiser.zero_grad(set_to_none=True)
-        losses.total.sum().backward()
-        _update(params, optimiser, kind.decoder_norm == "unit", recipe.clip_norm)
-        silent = torch.where((losses.codes > 0).any(1), 0, silent + 1)
-        if (step + 1) % interval == 0 or step + 1 == recipe.steps:
-            epoch = (step + 1) * recipe.batch_size / len(samples)
-            rows = _log(step + 1, epoch, rate, losses, silent >= batches.per_epoch, config.init_seeds, x.shape[1])
+    for step in range(last):
+        if step in stop_at and stop(step, trainer.ensemble()):
+            return TrainedSAEs(trainer.ensemble(), step, tuple(history))
+        rate = trainer.rate()
+        done = trainer.advance()
+        if trainer.step % interval == 0 or trainer.step == last:
+            rows = trainer.log(done, rate)
             history.extend(rows)
             on_log(rows)
-            if not all(row.loss < float("inf") for row in rows):
-                raise diverged("loss is", step + 1)
-    final = ensemble(recipe.steps)
-    if recipe.steps in stop_at:
-        stop(recipe.steps, final)
-    return TrainedSAEs(final, recipe.steps, tuple(history))
-
-
-def _update(params: Params, optimiser: torch.optim.Optimizer, unit_norm: bool, clip_norm: float | None) -> None:
-    """One optimiser step. With unit-norm decoders, gradients along the rows are dropped and norms restored."""
-    with torch.no_grad():
-        gradients = Params(*(value.grad for value in params))  # pyright: ignore[reportArgumentType]
-        if unit_norm:
-            gradients.W_dec.sub_((gradients.W_dec * params.W_dec).sum(-1, keepdim=True) * params.W_dec)
-        if clip_norm is not None:
-            clip_each(gradients, clip_norm)
-        optimiser.step()
-        if unit_norm:
-            params.W_dec.div_(params.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-
-
-def _log(
-    step: int, epoch: float, rate: float, losses: Losses, dead: Tensor, seeds: tuple[int, ...], d_in: int
-) -> list[StepLog]:
-    l0 = (losses.codes > 0).sum(-1).double().mean(-1)
-    columns = (losses.total, losses.mse, losses.penalty, l0, 1 - losses.mse / d_in, dead.double().mean(-1))
-    per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
-    return [StepLog(step, epoch, seed, rate, *row) for seed, row in zip(seeds, per_seed, strict=True)]
+    final = trainer.ensemble()
+    if last in stop_at:
+        stop(last, final)
+    return TrainedSAEs(final, last, tuple(history))

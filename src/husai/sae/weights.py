@@ -11,12 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from husai.config import ReLUConfig, TopKConfig
+from husai.config import SAE_CONFIGS
 from husai.errors import HusaiError
-from husai.sae.base import Dictionary, Params, SAEEnsemble, SAEKind
+from husai.sae.architecture import Architecture
+from husai.sae.architectures import ARCHITECTURES, architecture_of
+from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary
+from husai.sae.params import Params
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-SAELENS_NAMES = {"topk": "topk", "relu": "standard"}
+READ = {kind.saelens: name for name, kind in reversed(ARCHITECTURES.items())}  # SAELens' names, as ours
 
 
 def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, Any]) -> None:
@@ -25,12 +28,13 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
     meta: what is known beside the config (model_name, hook_name, …); it lands in the folder's metadata.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kind, params = ensemble.config, ensemble.params
-    tensors = {name: value[index].float().contiguous() for name, value in params._asdict().items()}
+    kind, architecture = ensemble.config, architecture_of(ensemble.config)
+    own = {name: value[index].float().contiguous() for name, value in ensemble.params.items()}
+    tensors, keys = architecture.export(own)
     save_file(tensors, folder / WEIGHTS)
     config: dict[str, Any] = {
-        "architecture": SAELENS_NAMES[kind.architecture],
-        "d_in": params.W_enc.shape[1],
+        "architecture": architecture.saelens,
+        "d_in": ensemble.params.W_enc.shape[1],
         "d_sae": kind.d_sae,
         "dtype": "float32",
         "device": "cpu",
@@ -45,9 +49,8 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
             "data_seed": ensemble.data_seeds[index],
             **meta,
         },
+        **keys,
     }
-    if isinstance(kind, TopKConfig):
-        config |= {"k": kind.k, "rescale_acts_by_decoder_norm": False}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -65,41 +68,51 @@ def load_sae(folder: str | Path) -> Dictionary:
         and config.get("normalize_activations", "none") == "none"
         and config.get("reshape_activations", "none") == "none"
         and not config.get("rescale_acts_by_decoder_norm", False)
-        and config["architecture"] in SAELENS_NAMES.values()
+        and config["architecture"] in READ
         and config.get("dtype", "float32") == "float32"
     )
     if not plain:
         return _through_sae_lens(folder, meta)
+    architecture = _architecture(config, folder / CONFIG)
+    shapes = _shapes(architecture, config["d_in"], config["d_sae"])
     try:
         tensors = load_file(folder / WEIGHTS)
-        params = Params(*(tensors[name][None] for name in Params._fields))
+        found = {name: tensors[name] for name in shapes}
     except FileNotFoundError:
         raise HusaiError(f"{folder}: has no {WEIGHTS}") from None
     except KeyError as error:
-        raise HusaiError(f"{folder / WEIGHTS}: has no tensor {error}; expected {', '.join(Params._fields)}") from None
+        raise HusaiError(f"{folder / WEIGHTS}: has no tensor {error}; expected {', '.join(shapes)}") from None
     except (SafetensorError, OSError, ValueError):
         raise HusaiError(f"{folder / WEIGHTS}: is not a complete safetensors file; it may be truncated") from None
-    expected = Params(*(value[None] for value in _empty(config["d_in"], config["d_sae"])))
-    for name, value, wanted in zip(Params._fields, params, expected, strict=True):
-        if value.shape != wanted.shape:
+    for name, value in found.items():
+        if value.shape != shapes[name]:
             raise HusaiError(
-                f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape[1:])}; {CONFIG} says {tuple(wanted.shape[1:])}"
+                f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape)}; {CONFIG} says {tuple(shapes[name])}"
             )
-    seeds = (int(meta.get("init_seed") or 0),), (int(meta.get("data_seed") or 0),)
-    return SAEEnsemble(params, _kind(config, folder / CONFIG), *seeds).member(0, meta)
+    params = architecture.restore(found).map(lambda value: value[None])
+    seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
+    kind: dict[str, object] = {"architecture": architecture.config.architecture, **dict([architecture.config.sparsity])}
+    return as_dictionary(params, architecture, kind | seeds | meta)
 
 
-def _empty(d_in: int, d_sae: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty(d_in, d_sae), torch.empty(d_sae), torch.empty(d_sae, d_in), torch.empty(d_in)
+def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torch.Size]:
+    """What a folder of this architecture must hold."""
+    four = (torch.empty(1, *shape, device="meta") for shape in ((d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,)))
+    W_enc, b_enc, W_dec, b_dec = four
+    one = architecture.init(Params(W_enc, b_enc, W_dec, b_dec)).map(lambda value: value[0])
+    return {name: value.shape for name, value in architecture.export(dict(one.items()))[0].items()}
 
 
-def _kind(config: dict[str, Any], where: Path) -> SAEKind:
+def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
-    known = config["metadata"].get("husai_config")
-    ours = isinstance(known, dict) and SAELENS_NAMES.get(str(known.get("architecture"))) == config["architecture"]
-    kind, stands = (TopKConfig, ("d_sae", "k")) if config["architecture"] == "topk" else (ReLUConfig, ("d_sae",))
-    stated = {key: config[key] for key in stands}
-    return kind.parse({**(known if ours else {}), **stated}, str(where))
+    known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
+    ours = isinstance(known, dict) and known.get("architecture") == name
+    stated = {key: config[key] for key in ("d_sae", "k") if key in config}
+    kind = SAE_CONFIGS[name]
+    fields = {**(known if ours and isinstance(known, dict) else {}), **stated}
+    return architecture_of(
+        kind.parse({key: value for key, value in fields.items() if key in kind.model_fields}, str(where))
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

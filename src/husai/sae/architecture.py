@@ -1,0 +1,103 @@
+"""What an architecture is: pure functions of stacked parameters, bound to one config."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from husai.config import BaseSAEConfig
+from husai.sae.params import Params, reconstruct
+
+C = TypeVar("C", bound=BaseSAEConfig)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-seed losses of one batch.
+
+    mse: mean over batch of the summed squared error. terms: what the architecture adds to it, weighted, by name.
+    codes: the batch's latent activations.
+    """
+
+    mse: Float[Tensor, "seeds"]
+    terms: Mapping[str, Float[Tensor, "seeds"]]
+    codes: Float[Tensor, "seeds batch d_sae"]
+
+    @property
+    def penalty(self) -> Float[Tensor, "seeds"]:
+        """Sum of all terms."""
+        return sum(self.terms.values(), torch.zeros_like(self.mse))
+
+    @property
+    def total(self) -> Float[Tensor, "seeds"]:
+        """What is minimised."""
+        return self.mse + self.penalty
+
+
+class Step(NamedTuple):
+    """Gradients of one batch and what the training loop logs of it; fired: which latents were active at all."""
+
+    gradients: Params
+    mse: Float[Tensor, "seeds"]
+    terms: Mapping[str, Float[Tensor, "seeds"]]
+    l0: Float[Tensor, "seeds"]
+    fired: Bool[Tensor, "seeds d_sae"]
+
+
+class Architecture(ABC, Generic[C]):
+    """One kind of SAE. Axes as in `Params`; x is normalised.
+
+    saelens: what SAELens calls the folder it is saved as. scaled: its tensors beyond the four that are in units of codes.
+    encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones.
+    """
+
+    saelens: ClassVar[str]
+    scaled: ClassVar[tuple[str, ...]] = ()
+    encoder_scale: ClassVar[float] = 1.0
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def init(self, params: Params) -> Params:
+        """Freshly drawn parameters, with what this architecture has beside the four."""
+        return params
+
+    @abstractmethod
+    def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
+        """Latent activations f(x), as a finished SAE computes them."""
+
+    def decode(self, params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
+        """Reconstruction from codes."""
+        return reconstruct(params, codes)
+
+    @abstractmethod
+    def losses(
+        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+    ) -> Losses:
+        """Losses of a batch at optimiser step `step`, given which latents have been silent for long."""
+
+    def gradients(
+        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+    ) -> Step:
+        """Gradients of `losses` by autograd; a faster twin may stand here."""
+        losses = self.losses(params, x, step=step, dead=dead)
+        gradients = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
+        active = losses.codes != 0
+        terms = {name: value.detach() for name, value in losses.terms.items()}
+        named = dict(zip((name for name, _ in params.items()), gradients, strict=True))
+        return Step(Params.of(named), losses.mse.detach(), terms, active.sum(-1).double().mean(-1), active.any(1))
+
+    def settle(self, params: Params) -> None:
+        """After the update, in place: what keeps parameters where they may be."""
+
+    def export(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights of one seed and config keys as SAELens has them."""
+        return tensors, {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> Params:
+        """Parameters of one seed, without a seed axis, from what `export` gives."""
+        return Params.of(tensors)

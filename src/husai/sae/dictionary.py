@@ -1,0 +1,100 @@
+"""The `Dictionary` every score takes, and the ensemble that training returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.activations import Normaliser
+from husai.config import SAEKind
+from husai.sae.architecture import Architecture
+from husai.sae.architectures import architecture_of
+from husai.sae.params import Params
+
+PART = 8192  # samples encoded at once
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """One finished SAE as every score sees it, whatever trained it.
+
+    W_dec: (d_sae, d_in). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: back to (n, d_in).
+    meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
+    """
+
+    W_dec: Float[Tensor, "d_sae d_in"]
+    encode: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_sae"]]
+    decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_in"]]
+    meta: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def d_in(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def atoms(self) -> Float[Tensor, "d_sae d_in"]:
+        """Unit decoder rows, float32."""
+        return F.normalize(self.W_dec.float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class SAEEnsemble:
+    """S trained SAEs of one config, on raw activations, with unit decoder rows."""
+
+    params: Params
+    config: SAEKind
+    init_seeds: tuple[int, ...]
+    data_seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.init_seeds)
+
+    @property
+    def dictionaries(self) -> list[Dictionary]:
+        """Every seed as a Dictionary."""
+        return [self.member(index) for index in range(len(self))]
+
+    def member(self, index: int, meta: dict[str, object] | None = None) -> Dictionary:
+        """One seed as a Dictionary."""
+        params = self.params.map(lambda value: value[index : index + 1])
+        seeds = {"init_seed": self.init_seeds[index], "data_seed": self.data_seeds[index]}
+        kind: dict[str, object] = {"architecture": self.config.architecture, **dict([self.config.sparsity])}
+        return as_dictionary(params, architecture_of(self.config), kind | seeds | (meta or {}))
+
+
+def as_dictionary(params: Params, architecture: Architecture, meta: dict[str, object]) -> Dictionary:
+    """The only seed of stacked parameters as a Dictionary."""
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([architecture.encode(params, part[None])[0] for part in x.split(PART)])
+
+    def decode(codes: Tensor) -> Tensor:
+        with torch.no_grad():
+            return architecture.decode(params, codes[None])[0]
+
+    return Dictionary(params.W_dec[0], encode, decode, meta)
+
+
+def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...]) -> Params:
+    """Fold decoder norms and input normalisation into the weights: same reconstructions, unit decoder rows, raw input.
+
+    Both foldings rest on the codes being positively homogeneous: f(c·h) = c·f(h) for c > 0, as ReLU and TopK are; so are
+    thresholds and biases, if they grow along (`scaled` names them). Codes come out in units of raw activations.
+    """
+    norms = params.W_dec.norm(dim=-1).clamp(min=1e-12)
+    scale, mean = normaliser.scale, normaliser.mean.to(params.b_dec)
+    return Params(
+        params.W_enc * norms[:, None],
+        params.b_enc * norms / scale,
+        params.W_dec / norms[..., None],
+        params.b_dec / scale + mean,
+        {name: value * norms / scale if name in scaled else value for name, value in params.more.items()},
+    )

@@ -1,0 +1,72 @@
+"""Stacked parameters of S sparse autoencoders. Axes: seeds S, batch B, input d_in, latents d_sae, output d_out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.seeding import generator
+
+FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass(frozen=True)
+class Params:
+    """x̂ = f(x)·W_dec + b_dec; the encoder sees x − b_dec. Decoder rows are the dictionary's atoms.
+
+    more: what one architecture has beside these, by name, with seeds as first axis. Iteration yields the tensors.
+    """
+
+    W_enc: Float[Tensor, "seeds d_in d_sae"]
+    b_enc: Float[Tensor, "seeds d_sae"]
+    W_dec: Float[Tensor, "seeds d_sae d_out"]
+    b_dec: Float[Tensor, "seeds d_out"]
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        yield from zip(FOUR, (self.W_enc, self.b_enc, self.W_dec, self.b_dec), strict=True)
+        yield from self.more.items()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (value for _, value in self.items())
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Params":
+        """From tensors by name. Raises KeyError for one of the first four that is missing."""
+        more = {name: value for name, value in tensors.items() if name not in FOUR}
+        return cls(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], more)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Params":
+        return Params.of({name: function(value) for name, value in self.items()})
+
+    def replace(self, **tensors: Tensor) -> "Params":
+        """With some of the first four exchanged."""
+        return replace(self, **tensors)
+
+    def adding(self, **tensors: Tensor) -> "Params":
+        """With further tensors in `more`."""
+        return replace(self, more={**self.more, **tensors})
+
+
+def init_params(d_in: int, d_sae: int, init_seeds: tuple[int, ...]) -> Params:
+    """Unit decoder rows in random directions, the encoder their transpose, biases 0; one stream a seed."""
+    rows = [F.normalize(torch.randn(d_sae, d_in, generator=generator("sae-init", seed)), dim=-1) for seed in init_seeds]
+    W_dec = torch.stack(rows)
+    seeds = len(init_seeds)
+    return Params(W_dec.mT.contiguous(), torch.zeros(seeds, d_sae), W_dec, torch.zeros(seeds, d_in))
+
+
+def pre_activations(params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
+    return torch.baddbmm(params.b_enc[:, None], x - params.b_dec[:, None], params.W_enc)
+
+
+def reconstruct(params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
+    return torch.baddbmm(params.b_dec[:, None], codes, params.W_dec)
+
+
+def squared_error(reconstruction: Tensor, x: Tensor) -> Float[Tensor, "seeds"]:
+    """Sum over d_in, mean over the batch."""
+    return (reconstruction - x).pow(2).sum(-1).mean(-1)
