@@ -74,6 +74,21 @@ def test_adjusting_by_hand_and_not_by_a_null_that_leaves_no_room():
     assert husai.Score(0.75, {"ambient": 0.5, "data": 0.95}).adjusted == {"ambient": 0.5, "data": None}
 
 
+def test_scores_whose_best_is_not_one_are_not_adjusted(model):
+    scores = husai.score(dictionary(random_atoms(16, 128, 6)), model, "mlp_out")
+    assert scores["fourier_overlap"].adjusted
+    for name in ("ablation_others", "spliced_ce", "ce_recovered", "purity"):
+        assert scores[name].nulls
+        assert scores[name].adjusted == {}
+
+
+def test_an_sae_of_another_width_is_refused(model):
+    narrow = dictionary(random_atoms(16, 64, 6))
+    for ask in (husai.score, husai.compute_fourier_overlap):
+        with pytest.raises(husai.HusaiError, match="has 128 dimensions, but the SAE has 64"):
+            ask(narrow, model, "mlp_out")
+
+
 @pytest.mark.parametrize(("value", "band"), [(0.71, "high"), (0.5, "moderate"), (0.35, "low-moderate"), (0.2, "low")])
 def test_bands(value, band):
     assert husai.Score(value, {}).band == band

@@ -104,7 +104,7 @@ def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
         (["model", "train", "training.stepz=5"], "unknown key 'training.stepz'"),
         (["model", "train", "--config", "nonsense"], "no shipped config of that name"),
         (["model", "compile", "clock", "--keys", "14,99"], "keys: 99 is not a frequency of Z_113"),
-        (["model", "compile", "clock", "--keys", "14;35"], "model compile: 'keys.0': input should be a valid integer"),
+        (["model", "compile", "clock", "--keys", "14;35"], "model compile: 'keys.0': must be a valid integer"),
         (["model", "compile", "pizza", "--op", "mul", "--keys", "3,5"], "op: a pizza cannot compute mul"),
         (["activations", "extract", "add-p59-0", "--hook", "resid_pots"], "hook: 'resid_pots' does not exist"),
         (["activations", "extract", "add-p59-0", "--layer", "7"], "layer: 7 does not exist"),

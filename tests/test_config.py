@@ -50,7 +50,8 @@ def test_unknown_key_is_named_with_its_file(write, text):
 
 def test_a_misspelt_key_gets_the_one_that_was_meant():
     with pytest.raises(
-        HusaiError, match=r"unknown key 'sae\.kk', did you mean 'k'\? Allowed here: architecture, d_sae, k,"
+        HusaiError,
+        match=r"unknown key 'sae\.kk', did you mean 'k'\? Allowed here: d_sae, decoder_norm, architecture, k,",
     ):
         SAEConfig.parse({"sae": {"architecture": "topk", "kk": 3}})
 
@@ -61,7 +62,10 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"entries": [{"sae": {"architecture": "relu", "k": 3}}]}, "unknown key 'entries.0.sae.k' (and 1 more)"),
+        (
+            {"entries": [{"sae": {"architecture": "relu", "k": 3}}]},
+            "unknown key 'entries.0.sae.k' (and 1 further problem)",
+        ),
         (
             {"entries": [{"sae": {"architecture": "topq"}}]},
             "'entries.0.sae.architecture': must be 'topk', 'relu', got 'topq'",
@@ -76,14 +80,14 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         ({"model": {"circles": {}}}, "'hooks': a synthetic source has no hooks; leave them out"),
         ({"hooks": []}, "'hooks': at least one hook of the model must be named, such as resid_post"),
         ({"model": {"taks": {}}}, "unknown key 'model.taks', did you mean 'task'?"),
-        ({"model": 5}, "'model': input should be a valid dictionary"),
+        ({"model": 5}, "'model': must be a valid dictionary"),
         ({"models": [{"model": "m", "hooks": ["embed"]}]}, "'hooks': the suite has a list of models, each with hooks"),
         ({"models": [{"model": "m"}]}, "'models.0.hooks': at least one hook of the model must be named"),
         ({"models": [{"model": {"planted": {}}}]}, "'models': each entry needs a name, unless its model is one"),
         ({"models": [{"model": "m", "hooks": ["embed"]}] * 2}, "'models': two entries are called m"),
         ({"models": [{"model": {"kind": "clock", "key": [1]}}]}, "unknown key 'models.0.model.key'"),
-        ({"init_seeds": [0, -1]}, "'init_seeds.1': input should be greater than or equal to 0, got -1"),
-        ({"data_seeds": [-5]}, "'data_seeds.0': input should be greater than or equal to 0, got -5"),
+        ({"init_seeds": [0, -1]}, "'init_seeds.1': must be greater than or equal to 0, got -1"),
+        ({"data_seeds": [-5]}, "'data_seeds.0': must be greater than or equal to 0, got -5"),
     ],
 )
 def test_problems_deep_in_a_suite_are_named_as_they_stand_in_its_file(change, message):
@@ -118,7 +122,7 @@ def test_a_later_field_leaves_run_ids_and_files_of_its_default_as_they_were():
 
 def test_a_file_of_another_kind_is_told_by_its_keys():
     with pytest.raises(
-        HusaiError, match=r"unknown key 'task' \(and \d more\)\. Allowed here: name, models, model, hooks"
+        HusaiError, match=r"unknown key 'task' \(and \d further problems\)\. Allowed here: name, models, model, hooks"
     ):
         SuiteConfig.parse({"task": {"p": 59}, "training": {"steps": 5}})
 
@@ -127,11 +131,11 @@ def test_a_wrong_override_is_named_beside_the_file(write):
     path = write("sae: {architecture: topk}")
     with pytest.raises(HusaiError) as caught:
         SAEConfig.load(path, ["sae.k=0"])
-    assert str(caught.value).startswith(f"{path} with sae.k=0: 'sae.k': input should be greater")
+    assert str(caught.value).startswith(f"{path} with sae.k=0: 'sae.k': must be greater")
 
 
 def test_further_problems_are_counted():
-    with pytest.raises(HusaiError, match=r"unknown key 'x' \(and 1 more\)"):
+    with pytest.raises(HusaiError, match=r"unknown key 'x' \(and 1 further problem\)"):
         ModelConfig.parse({"x": 1, "y": 2})
 
 
@@ -143,11 +147,11 @@ def test_missing_key_is_named():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"training": {"steps": -1}}, "'training.steps': input should be greater than or equal to 0, got -1"),
-        ({"training": {"steps": "many"}}, "'training.steps': input should be a valid integer"),
-        ({"training": {"frac_train": 1.0}}, "'training.frac_train': input should be less than 1, got 1.0"),
+        ({"training": {"steps": -1}}, "'training.steps': must be greater than or equal to 0, got -1"),
+        ({"training": {"steps": "many"}}, "'training.steps': must be a valid integer"),
+        ({"training": {"frac_train": 1.0}}, "'training.frac_train': must be less than 1, got 1.0"),
         ({"training": {"lr": float("nan")}}, "'training.lr'"),
-        ({"transformer": {"layout": "gpt"}}, "'transformer.layout': input should be 'abe' or 'husai', got 'gpt'"),
+        ({"transformer": {"layout": "gpt"}}, "'transformer.layout': must be 'abe' or 'husai', got 'gpt'"),
     ],
 )
 def test_bad_value_is_named_with_what_is_allowed(data, message):
@@ -170,7 +174,9 @@ def test_k_above_d_sae_names_both():
 
 def test_architecture_picks_the_config():
     assert isinstance(SAEConfig.parse({"sae": {"architecture": "relu"}}).sae, ReLUConfig)
-    with pytest.raises(HusaiError, match=r"unknown key 'sae\.k'\. Allowed here: architecture, d_sae, l1_"):
+    with pytest.raises(
+        HusaiError, match=r"unknown key 'sae\.k'\. Allowed here: d_sae, decoder_norm, architecture, l1_"
+    ):
         SAEConfig.parse({"sae": {"architecture": "relu", "k": 8}})
     with pytest.raises(HusaiError, match="'topk', 'relu'"):
         SAEConfig.parse({"sae": {"architecture": "vq"}})

@@ -35,7 +35,7 @@ def hook():
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(controls, "ATOMS", 12)
-    monkeypatch.setattr(controls, "ORDERS", 99)
+    monkeypatch.setattr(controls, "DRAWS", 99)
 
 
 def top(atoms, k):
@@ -167,9 +167,9 @@ def controls_t_sf(t):
 # --- verdicts ---
 
 
-def control(p, kind="negative", value=0.5, level=0.1):
+def control(p, kind="negative", value=0.5, level=0.1, test="trained"):
     flat = [Interval(v, v, v) for v in (value, level)]
-    return Control(kind, "why", "source", "score", flat[0], "null", flat[1], p)
+    return Control(kind, test, "why", "source", "score", flat[0], "null", flat[1], p)
 
 
 def test_verdicts_by_hand():
@@ -181,6 +181,20 @@ def test_verdicts_by_hand():
 def test_one_small_p_among_many_is_chance():
     assert all(v.holds for v in judged([control(0.01), *[control(0.5)] * 9]))
     assert not judged([control(0.01)])[0].holds
+
+
+def test_kinds_of_test_are_families_of_their_own():
+    many = [control(0.5, test="drawn")] * 30
+    assert not judged([control(0.01), *many])[0].holds
+    assert judged([control(0.01, test="drawn"), *many])[0].holds
+
+
+def test_counting_draws_must_be_able_to_reject(monkeypatch):
+    monkeypatch.setattr(controls, "DRAWS", 199)
+    counted = [control(1 / 201, test="counted"), *[control(0.5, test="counted")] * 9]
+    assert not judged(counted)[0].holds
+    with pytest.raises(ValueError, match="11 controls need more than 199 draws"):
+        judged([*counted, control(0.5, test="counted")])
 
 
 def test_a_positive_control_that_is_not_rejected_is_missed():

@@ -20,21 +20,29 @@ from husai.tasks import Task
 from husai.truth.planes import find_truth
 
 DRAWS = 5
+UNIT = ("pwmcc", "fourier_overlap", "decoder_overlap", "gt_mcc", "true_", "subspace_", "rotation", "spliced_accuracy")
 
 
 @dataclass(frozen=True)
 class Score:
     """A score beside its chance levels; `float(score)` is the score itself.
 
-    nulls: mean of each null over a few draws. Read a score by which of them it exceeds.
+    nulls: mean of each null over a few draws. Read a score by which of them it exceeds. best_is_one: whether a perfect
+    dictionary has 1.
     """
 
     value: float
     nulls: dict[str, float]
+    best_is_one: bool = True
 
     @property
     def adjusted(self) -> dict[str, float | None]:
-        """(score − null) / (1 − null) for each null; None for one above .9, where the ratio would mean nothing."""
+        """(score − null) / (1 − null) for each null; None for one above .9, where the ratio would mean nothing.
+
+        Empty for scores whose best value is not 1.
+        """
+        if not self.best_is_one:
+            return {}
         return {
             name: None if null > NULL_LIMIT else (self.value - null) / (1 - null) for name, null in self.nulls.items()
         }
@@ -73,6 +81,12 @@ def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
+    width = activations.x.shape[1]
+    for sae in saes:
+        if sae.d_in != width:
+            raise HusaiError(
+                f"hook {wanted}: has {width} dimensions, but the SAE has {sae.d_in}; it belongs to another model"
+            )
     return activations, checked
 
 
@@ -86,7 +100,11 @@ def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) 
     find_truth(activations)
     where = Hook.of(activations, checked)
     result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
-    found = {row.metric: Score(row.value, {}) for row in result.rows if row.seed is None and not row.null}
+    found = {
+        row.metric: Score(row.value, {}, row.metric.startswith(UNIT))
+        for row in result.rows
+        if row.seed is None and not row.null
+    }
     for row in result.rows:
         if row.seed is None and row.null and row.metric in found:
             found[row.metric].nulls[row.null] = row.value

@@ -255,12 +255,16 @@ def sae_score(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = score(load_sae(sae), load_model(model, op), hook)
+        opened = load_sae(sae)
+        found = score(opened, load_model(model, op), hook)
     for warning in caught:
         console.err.print(f"husai: {warning.message}", markup=False)
     if json:
         rows = {name: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for name, s in found.items()}
         return console.show_json(rows)
+    kind, where = opened.meta.get("architecture"), hook or opened.meta.get("hook_name")
+    say(f"{sae}: {kind}, {opened.d_sae} latents, on {model} at {where}")
+    say("A score says as much as it exceeds the chance levels beside it (docs/method.md).")
     for name, one in found.items():
         nulls = ", ".join(f"{null} {value:.4g}" for null, value in one.nulls.items())
         say(f"{name:<24} {one.value:>9.4g}{f'   chance: {nulls}' if nulls else ''}")

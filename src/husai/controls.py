@@ -31,11 +31,11 @@ from husai.analysis.stats import (
     pair_mean,
     seed_interval,
 )
+from husai.analysis.subspaces import subspace_recovery
 from husai.cell import Job, hook_of
 from husai.config import SuiteConfig
 from husai.measure import Hook, Members
-from husai.measure.causes import cause_of_coded
-from husai.measure.reading import read
+from husai.measure.causes import cause_of_coded, rotation_of_coded
 from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import has, interval, markdown, number, sentences
 from husai.resources import find_config
@@ -51,16 +51,21 @@ from husai.truth.controls import token_dictionary
 SUITES = ("controls", "controls-clock", "controls-memorised", "controls-planted", "controls-random")
 SEEDS, ATOMS = 5, 64  # dictionaries of a drawn experiment, and atoms of each
 EXPERIMENTS = 200  # drawn experiments put on trial, and as many that their null is made of
-ORDERS = 199  # orders of the rows that a code is scored in
+DRAWS = 499  # orders of the rows that a code is scored in, and null dictionaries that a model is asked of
 ALPHA = 0.05
 
 Kind = Literal["negative", "positive"]
+Test = Literal["drawn", "counted", "trained"]
 
 
 class Control(NamedTuple):
-    """One score on trial: `value` beside `level`, the null at which it must sit (negative) or which it must exceed."""
+    """One score on trial: `value` beside `level`, the null at which it must sit (negative) or which it must exceed.
+
+    test: how p was found, from two sets of drawn dictionaries, by counting draws, or from trained SAEs seed by seed.
+    """
 
     kind: Kind
+    test: Test
     question: str
     source: str
     score: str
@@ -109,7 +114,7 @@ def drawn_controls(hook: Hook, source: str, *, experiments: int = EXPERIMENTS) -
             false = np.mean([monte_carlo_p(value, level) <= ALPHA for value in drawn])
             question = f"drawn `{null}` dictionaries (p ≤ {ALPHA:g} in {false:.1%} of {experiments})"
             p = float(ks_2samp(drawn, level).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-            found.append(Control("negative", question, source, score, _spread(drawn), null, _spread(level), p))
+            found.append(Control("negative", "drawn", question, source, score, _spread(drawn), null, _spread(level), p))
     return found
 
 
@@ -146,44 +151,67 @@ def row_controls(kind: Kind, question: str, source: str, dictionary: Dictionary,
     codes, found = codes[:, live], []
     for score, statistic in code_scores(hook, dictionary.atoms[live]).items():
         stream = generator("control-rows", 0)
-        draws = np.array([statistic(codes[torch.randperm(len(codes), generator=stream)]) for _ in range(ORDERS)])
+        draws = np.array([statistic(codes[torch.randperm(len(codes), generator=stream)]) for _ in range(DRAWS)])
         value = Interval(statistic(codes), float("nan"), float("nan"))
         p = monte_carlo_p(value.mean, draws)
-        found.append(Control(kind, question, source, score, value, "rows in another order", _spread(draws), p))
+        found.append(
+            Control(kind, "counted", question, source, score, value, "rows in another order", _spread(draws), p)
+        )
     return found
 
 
 # --- a model and dictionaries that were trained on something else ---
 
-FOLLOWED = ("subspace_recovered", "rotation", "ablation")
+FOLLOWED = {"subspace_recovered": "data_top_k", "rotation": "data_top_k", "ablation": "data_pursued"}
 
 
 def model_controls(kind: Kind, question: str, source: str, dictionaries: list[Dictionary], hook: Hook) -> list[Control]:
     """Does a model follow these dictionaries, on its own activations? One-sided Monte-Carlo p over null dictionaries.
 
-    They are `data_pursued`, of as many atoms and of the same L0: the covariance is what a stand-in keeps. What is compared
+    They have as many atoms and the same L0, and know the covariance, which is what a stand-in keeps. What is compared
     with each is the mean over the dictionaries, which varies less, so that the test errs on the side of finding nothing.
     """
     assert hook.site is not None
     hook = hook.with_samples(hook.site.x)
     members = Members.of(dictionaries, hook)
     size, l0 = max(members.n_live), _mean(fit.l0 for fit in members.fits)
-    draw, stream, levels = coded_sampler("data_pursued", hook.x, l0), generator("control-model", 0), []
-    for _ in range(ORDERS):
-        coded = draw(size, stream)
-        levels.append(read(coded.codes, coded.atoms, hook).figures | cause_of_coded(coded, hook))
     figures = [reading.figures | causes for reading, causes in zip(members.readings, members.causes, strict=True)]
+    levels = {null: _followed(null, size, l0, hook) for null in dict.fromkeys(FOLLOWED.values())}
     found = []
-    for score in FOLLOWED:
-        values, draws = (np.array([one[score] for one in several]) for several in (figures, levels))
+    for score, null in FOLLOWED.items():
+        values, draws = np.array([one[score] for one in figures]), np.array([one[score] for one in levels[null]])
         value, p = seed_interval(values), monte_carlo_p(float(values.mean()), draws)
-        found.append(Control(kind, question, source, score, value, "data_pursued", _spread(draws), p))
+        found.append(Control(kind, "counted", question, source, score, value, null, _spread(draws), p))
+    return found
+
+
+def _followed(null: str, size: int, l0: float, hook: Hook) -> list[dict[str, float]]:
+    """The scores that are read against this null, of its draws."""
+    draw, stream = coded_sampler(null, hook.x, l0), generator(f"control-{null}", 0)
+    drawn = (draw(size, stream) for _ in range(DRAWS))
+    if null.endswith("_pursued"):
+        return [cause_of_coded(coded, hook) for coded in drawn]
+    assert hook.truth is not None
+    assert hook.families is not None
+    found = []
+    for coded in drawn:
+        planes = subspace_recovery(coded.codes, coded.atoms, hook.truth, hook.families).aggregate
+        found.append({"subspace_recovered": planes.recovered, "rotation": rotation_of_coded(coded, hook)})
     return found
 
 
 # --- SAEs against SAEs ---
 
-TRAINED = ("pwmcc", "max_cosine", "fourier_overlap", "decoder_overlap", "gt_mcc")
+TRAINED = (
+    "pwmcc",
+    "max_cosine",
+    "fourier_overlap",
+    "decoder_overlap",
+    "gt_mcc",
+    "subspace_recovered",
+    "rotation",
+    "ablation",
+)
 
 
 def trained_controls(
@@ -199,7 +227,9 @@ def trained_controls(
         else:
             difference = pair_interval(cell.matrix(score) - other.matrix(score))
         p = difference_p(difference, cell.seeds)
-        found.append(Control(kind, question, cell.title, score, cell.value(score), null, other.value(score), p))
+        found.append(
+            Control(kind, "trained", question, cell.title, score, cell.value(score), null, other.value(score), p)
+        )
     return found
 
 
@@ -227,6 +257,12 @@ class Trial:
         """The cell with this stand-in, and with this sparsity where a suite has several."""
         cells = (cell for cell in self.results.cells if cell.control == control)
         return next(cell for cell in cells if sparsity in (None, cell.sparsity))
+
+    def surrogates(self, sparsity: float) -> list[Control]:
+        """SAEs on a surrogate against SAEs on an independent one."""
+        first, second = (self.cell(control=f"surrogate-{seed}", sparsity=sparsity) for seed in (0, 1))
+        question = "SAEs on a surrogate, against SAEs on an independent one"
+        return trained_controls("negative", question, first, second, "surrogate_trained")
 
     def hook(self, cell: CellView) -> Hook:
         return hook_of(self.jobs[cell.run_id])
@@ -302,10 +338,8 @@ def all_controls(trials: dict[str, Trial]) -> list[Control]:
     for trial, cells in ((main, stand_ins), (planted, lost)):
         for name, cell in cells.items():
             found += trial.rows("negative", f"codes on `{name}` against the rows", cell)
-    for k in (1, 2):
-        first, second = (main.cell(control=f"surrogate-{seed}", sparsity=k) for seed in (0, 1))
-        question = "SAEs on a surrogate, against SAEs on an independent one"
-        found += trained_controls("negative", question, first, second, "surrogate_trained")
+    for trial, sparsity in ((main, 1), (main, 2), (clock, 1), (clock, 5)):
+        found += trial.surrogates(sparsity)
     found += main.rows("positive", "the activations themselves, passed off as a control", own[2])
     found += planted.rows("positive", "codes of planted samples against the rows", known)
     question = "SAEs on permuted samples, against SAEs on their surrogate"
@@ -313,12 +347,12 @@ def all_controls(trials: dict[str, Trial]) -> list[Control]:
         "negative", question, lost["permuted-0"], lost["surrogate-0"], "surrogate_trained", ("gt_mcc",)
     )
     pairs = ((known, lost["surrogate-0"], "gt_mcc"), (own[1], main.cell(control="surrogate-0", sparsity=1), "pwmcc"))
-    pairs += ((clock.cell(), clock.cell(control="surrogate-0"), "pwmcc"),)
+    pairs += ((clock.cell(sparsity=1), clock.cell(control="surrogate-0", sparsity=1), "pwmcc"),)
     for name in ("surrogate-0", "permuted-0"):
-        cell = clock.cell(control=name)
+        cell = clock.cell(control=name, sparsity=1)
         question = f"SAEs on `{name}`, asked of the model"
         found += model_controls("negative", question, cell.title, clock.dictionaries(cell), clock.hook(cell))
-    exact = clock.hook(clock.cell())
+    exact = clock.hook(clock.cell(sparsity=1))
     assert exact.truth is not None
     bases, mean = [subspace.basis for subspace in exact.truth.subspaces], exact.x.mean(0)
     axes = [signed_axes(bases, mean, [turn / SEEDS] * len(bases)) for turn in range(SEEDS)]
@@ -352,17 +386,24 @@ class Verdict(NamedTuple):
 
 
 def judged(controls: list[Control]) -> list[Verdict]:
-    """p corrected by Holm's method, among the negative and among the positive controls.
+    """p corrected by Holm's method, among the negative controls of one kind of test and among the positive ones.
 
-    A negative control holds if it is not rejected; a positive one if it is, and lies above its null.
+    A negative control holds if it is not rejected; a positive one if it is, and lies above its null. Raises ValueError if
+    there are so many that counting cannot reject any.
     """
     found = []
-    for kind in ("negative", "positive"):
-        own = [control for control in controls if control.kind == kind]
+    for family in dict.fromkeys(_family(control) for control in controls):
+        own = [control for control in controls if _family(control) == family]
+        if any(c.test == "counted" for c in own) and len(own) > ALPHA * (DRAWS + 1):
+            raise ValueError(f"{len(own)} controls need more than {DRAWS} draws for one of them to be able to fail")
         for control, p in zip(own, holm(np.array([c.p for c in own])).tolist(), strict=True):
             above = control.value.mean > control.level.mean
-            found.append(Verdict(control, p, (p <= ALPHA and above) if kind == "positive" else p > ALPHA))
+            found.append(Verdict(control, p, (p <= ALPHA and above) if control.kind == "positive" else p > ALPHA))
     return found
+
+
+def _family(control: Control) -> tuple[Kind, Test | None]:
+    return control.kind, control.test if control.kind == "negative" else None
 
 
 def control_table(verdicts: list[Verdict]) -> str:
@@ -409,8 +450,8 @@ def summary(verdicts: list[Verdict], trials: dict[str, Trial]) -> str:
     return f"""# Controls
 
 {len(verdicts)} controls; {failed or "none"} did not come out as it must. p-values are corrected by Holm's method, at {ALPHA:g},
-among the negative and among the positive ones. An interval is 95%: of the draws for drawn dictionaries and rows in another
-order, over seeds else. Every definition: docs/method.md §Controls.
+among the negative ones of a kind of test and among the positive ones. An interval is 95%: of the
+draws for drawn dictionaries and rows in another order, over seeds else. Every definition: docs/method.md §Controls.
 
 ## Negative controls: nothing is there
 

@@ -232,13 +232,15 @@ def report(config: SAEConfig, activations: Activations, metrics: dict[str, Any],
 
 def _overlap_lines(metrics: dict[str, Any], end: Measurement) -> str:
     score: Interval = end.value("fourier_overlap")
+    plain = end.value("fourier_overlap_unweighted").mean  # as nulls are, which have no codes to weigh atoms by
     names = ("ambient", "untrained", "data", "data_points")
     nulls = ", ".join(f"{name} {metrics[f'fourier_overlap_{name}']:.3f}" for name in names)
-    above = [name for name in names if score.mean > metrics[f"fourier_overlap_{name}"]]
+    above = [name for name in names if plain > metrics[f"fourier_overlap_{name}"]]
     beyond = "data" in above and "data_points" in above
     reading = "more than" if beyond else "no more than"
     return (
         f"**{overlap_verdict(metrics)}** by the bands of earlier work (GOOD from {GOOD}, MODERATE from {MODERATE}), "
-        f"**{'beyond' if beyond else 'not beyond'} chance**: fourier_overlap {score.mean:.3f} (chance: {nulls}). "
-        f"It exceeds {', '.join(above) or 'no chance level'}, which is {reading} the shape of the data brings by itself."
+        f"**{'beyond' if beyond else 'not beyond'} chance**: fourier_overlap {score.mean:.3f}, {plain:.3f} with every atom "
+        f"alike (chance: {nulls}). The latter exceeds {', '.join(above) or 'no chance level'}, which is {reading} the shape of "
+        "the data brings by itself."
     )

@@ -18,7 +18,7 @@ from husai.measure import Hook
 from husai.models import inputs_of, kind_of
 from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
-from husai.report.tables import sentences
+from husai.report.tables import plural, sentences
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
@@ -152,7 +152,8 @@ def run_suite(
             say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.title}")
         return 0
     names = ", ".join(dict.fromkeys(job.model_name for job in planned))
-    say(f"Suite {suite.name}: {len(planned)} cells of {len(suite.init_seeds)} seeds on {names}")
+    cells, seeds = plural(len(planned), "cell"), plural(len(suite.init_seeds), "seed")
+    say(f"Suite {suite.name}: {cells} of {seeds} on {names}")
 
     def on_done(job: Job, computed: bool, left: int) -> None:
         what = f"done ({left} left)" if computed else "finished before"

@@ -105,6 +105,12 @@ def test_no_model_follows_planes_that_are_not_there(clock):
     assert rotation_of_truth(false, clock.site, clock.task.group) < 0.1
 
 
+def test_one_operand_alone_moves_the_answer_by_one(clock):
+    alone = replace(clock.truth, subspaces=tuple(replace(s, variables=("a",)) for s in clock.truth.subspaces))
+    (turning,) = turnings(alone, clock.task)
+    assert turning.moves == 1
+
+
 def test_operands_that_differ_between_keys_turn_nothing(clock):
     task, (first, second, third) = clock.task, clock.truth.subspaces
     mixed = replace(
@@ -162,6 +168,45 @@ def test_ablation_knows_which_frequency_went(clock):
     assert removed(dictionary, clock, np.zeros(12, dtype=int)) == pytest.approx((0, 0), abs=1e-6)
 
 
+def test_a_frequency_that_the_logits_do_not_hold_does_not_count(clock):
+    dictionary = signed_axes(bases(clock), clock.x.mean(0))
+    codes, view = codes_of(dictionary, clock), clock.task.group
+    labels = tuning(codes, clock.families).k
+    found = ablation(codes, dictionary.atoms, labels, (*clock.turning.keys, 5), clock.site, view)
+    assert found == pytest.approx((1, 0), abs=1e-5)
+
+
+def test_keys_that_gain_do_not_make_up_for_keys_that_lose(clock):
+    # taking out the atoms called 1 halves frequency 8 and doubles the amplitude of frequency 12
+    axes = signed_axes(bases(clock), clock.x.mean(0))
+    codes, labels = codes_of(axes, clock), tuning(codes_of(axes, clock), clock.families).k
+    first, second = (torch.from_numpy(labels == k) for k in (8, 12))
+    amounts = torch.cat([codes[:, first] * (1 - 0.5**0.5), codes[:, second] * -(2**0.5 - 1)], dim=1)
+    atoms = torch.cat([axes.atoms[first], axes.atoms[second]])
+    called = np.full(len(atoms), 1)
+    found = ablation(amounts, atoms, called, (1, 8, 12), clock.site, clock.task.group)
+    # of key 1 the neighbours lose half and gain one whole: (.5 + 1) / 2; nothing is called 8 or 12
+    assert found.others == pytest.approx(0.75 / 3, abs=1e-4)
+
+
+def test_atoms_that_hardly_fire_do_not_turn_a_plane(clock):
+    axes = signed_axes(bases(clock), clock.x.mean(0))
+    codes = codes_of(axes, clock)
+    junk = F.normalize(torch.randn(codes.shape[1], 128, generator=generator("test-causal")), dim=1)
+    both, faint = torch.cat([axes.atoms, junk]), torch.cat([codes, 1e-3 * codes], dim=1)
+    tuned = tuning(faint, clock.families)
+    assert rotation(faint, both, tuned, clock.turning, clock.site, clock.task.group) == 1
+    loud = torch.cat([codes, 3 * codes], dim=1)
+    assert rotation(loud, both, tuned, clock.turning, clock.site, clock.task.group) < 0.9
+
+
+def test_an_even_cover_of_the_planes_is_followed_whatever_it_learned(clock):
+    """Why rotation stands beside dictionaries with dense codes, and beside SAEs trained on a surrogate."""
+    dense = coded_sampler("data_relu", clock.x, 3)(400, generator("test-causal"))
+    tuned = tuning(dense.codes, clock.families)
+    assert rotation(dense.codes, dense.atoms, tuned, clock.turning, clock.site, clock.task.group) > 0.8
+
+
 def test_before_the_mlp_the_same_holds():
     hook = hook_of(hook="resid_mid")
     dictionary = signed_axes(bases(hook), hook.x.mean(0))
@@ -172,8 +217,10 @@ def test_before_the_mlp_the_same_holds():
 # --- reconstructions ---
 
 
-def test_splicing(clock):
+def test_splicing():
+    clock = hook_of(hook="resid_post")
     labels, x = clock.task.labels, clock.x
+    assert x.mean(0).norm() > 0.1 * x.norm(dim=1).mean()  # so that the mean is not 0
     perfect = splice(x, labels, clock.site)
     assert perfect.accuracy == 1
     assert perfect.recovered == pytest.approx(1)

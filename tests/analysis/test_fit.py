@@ -64,3 +64,16 @@ def test_energy_does_not_depend_on_how_an_atom_and_its_code_share_their_scale():
     codes = torch.tensor([[1.0], [3.0], [0.0], [2.0]])
     assert float(evaluate_fit(scaled, codes, codes / 2).energy) == pytest.approx(14)
     assert float(evaluate_fit(unit, codes, codes).energy) == pytest.approx(14)
+
+
+def test_a_latent_without_an_atom_is_dead_however_often_it_fires():
+    W_dec = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    fit = evaluate_fit(Dictionary(W_dec, encode=lambda x: CODES, decode=lambda codes: X), X)
+    assert fit.live.tolist() == [True, False, False]
+    assert fit.dead == pytest.approx(2 / 3)
+
+
+def test_negative_codes_are_active():
+    fit = evaluate_fit(Dictionary(torch.eye(3)[:, :2] + 1, encode=lambda x: -CODES, decode=lambda codes: X), X)
+    assert fit.l0 == pytest.approx(5 / 4)
+    assert fit.live.tolist() == [True, True, False]

@@ -269,3 +269,13 @@ def test_metadata_may_be_absent(saved, x):
 def test_a_copied_folder_is_the_same_sae(saved, x, tmp_path):
     shutil.copytree(saved, tmp_path / "copy")
     assert torch.equal(load_sae(tmp_path / "copy").encode(x), load_sae(saved).encode(x))
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, name, value):
+    tensors = load_file(saved / "sae_weights.safetensors")
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, saved / "sae_weights.safetensors")
+    with pytest.raises(HusaiError, match=f"{name} holds NaN or infinity"):
+        load_sae(saved)

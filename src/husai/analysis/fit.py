@@ -9,9 +9,9 @@ from husai.sae.dictionary import Dictionary
 
 
 class Fit(NamedTuple):
-    """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes above 0.
+    """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes other than 0.
 
-    dead: fraction of latents that fire on no row. firing_rate: (d_sae,). energy: (d_sae,), Σ (f_i·‖W_dec,i‖)² over rows,
+    dead: fraction of latents that are not live. firing_rate: (d_sae,). energy: (d_sae,), Σ (f_i·‖W_dec,i‖)² over rows,
     so that scaling an atom against its code changes nothing.
     """
 
@@ -24,8 +24,8 @@ class Fit(NamedTuple):
 
     @property
     def live(self) -> Bool[Tensor, "d_sae"]:
-        """Latents that fire on at least one row."""
-        return self.firing_rate > 0
+        """Latents that add something to at least one row: they fire, and their decoder row is not 0."""
+        return self.energy > 0
 
 
 def evaluate_fit(
@@ -35,13 +35,13 @@ def evaluate_fit(
     codes = dictionary.encode(x) if codes is None else codes
     error = (dictionary.decode(codes) - x).double().pow(2).sum()
     fvu = float(error / (x - x.mean(0)).double().pow(2).sum())
-    fires = codes > 0
-    rate = fires.double().mean(0)
+    fires = codes != 0
+    energy = (codes.double() * dictionary.W_dec.double().norm(dim=-1)).pow(2).sum(0)
     return Fit(
         explained_variance=1 - fvu,
         fvu=fvu,
         l0=float(fires.sum(1).double().mean()),
-        dead=float((rate == 0).double().mean()),
-        firing_rate=rate,
-        energy=(codes.double() * dictionary.W_dec.double().norm(dim=-1)).pow(2).sum(0),
+        dead=float((energy == 0).double().mean()),
+        firing_rate=fires.double().mean(0),
+        energy=energy,
     )

@@ -21,7 +21,7 @@ LONGEST_PURSUIT = 32  # atoms a sample is at most made of in a pursuit
 NULL_LIMIT = 0.9  # above it a null leaves no room to adjust by
 DRAWN_NULLS = ("ambient", "data", "data_points")
 PURSUED_NULLS = ("ambient_pursued", "data_pursued", "data_points_pursued")
-CODED_NULLS = ("ambient_relu", "data_top_k", "data_points_relu", "data_points_top_k")
+CODED_NULLS = ("ambient_relu", "data_relu", "data_top_k", "data_points_relu", "data_points_top_k")
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
 PairScore = Callable[[Tensor, Tensor], float | tuple[float, ...]]
@@ -70,8 +70,8 @@ class Coded(NamedTuple):
 def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callable[[int, torch.Generator], Coded]:
     """The function (n, generator) → n atoms of a rung and their codes, f = ReLU((x − x̄)·atom), for scores of codes.
 
-    ambient_relu: isotropic atoms. data_points_relu: data points. data_top_k, data_points_top_k: atoms of the rung named, of
-    whose codes each sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n. ambient_pursued,
+    ambient_relu, data_relu, data_points_relu: atoms of the rung named. data_top_k, data_points_top_k: of whose codes each
+    sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n. ambient_pursued,
     data_pursued, data_points_pursued: atoms of the rung named, and codes that reconstruct, by k steps of matching pursuit
     (at most 32). (docs/method.md §Chance)
     """

@@ -58,9 +58,11 @@ def monte_carlo_p(observed: float, draws: Float[np.ndarray, "draws"]) -> float:
 def difference_p(difference: Interval, seeds: int, level: float = 0.95) -> float:
     """Two-sided p of no difference, from the t interval that `seed_interval` or `pair_interval` gave it.
 
-    nan where there is no interval.
+    1 where all differences are 0, nan where there is no interval.
     """
     error = (difference.high - difference.mean) / float(student.ppf((1 + level) / 2, seeds - 1))
+    if error == 0 and difference.mean == 0:
+        return 1.0
     return 2 * float(student.sf(abs(difference.mean) / error, seeds - 1)) if error > 0 else float("nan")
 
 

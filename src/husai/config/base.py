@@ -44,12 +44,16 @@ class Config(BaseModel):
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a pydantic error as one sentence; unknown keys first, since they tell a file of another kind."""
+    """The first problem of a pydantic error as one sentence; unknown keys first, since they tell a file of another kind.
+
+    Where a key may hold one of several things, pydantic names each that it is not; they are one problem.
+    """
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     unknown = first["type"] == "extra_forbidden"
     path, holder = _locate(first["loc"], model, unknown=unknown)
     key = ".".join(path) or "(top level)"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = {tuple(_locate(problem["loc"], model, unknown=unknown)[0]) for problem in error.errors()} - {tuple(path)}
+    more = f" (and {len(others)} further problem{'s' if len(others) > 1 else ''})" if others else ""
     if unknown:
         allowed = list(holder.model_fields)
         close = difflib.get_close_matches(path[-1], allowed, n=1)
@@ -65,7 +69,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"'{key}': {message[0].lower() + message[1:]}{shown}{more}"
+    wanted = (message[0].lower() + message[1:]).replace("input should", "must")
+    return f"'{key}': {wanted}{shown}{more}"
 
 
 def _locate(

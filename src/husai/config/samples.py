@@ -76,7 +76,10 @@ class CirclesConfig(Config):
     frequencies: tuple[Positive, ...] = Field(
         default=(3, 17, 34, 41, 50), min_length=1, description="one circle each, from 1 to (p - 1)/2"
     )
-    radii: tuple[Size, ...] = Field(default=(1.0, 1.0, 1.0, 1.0, 1.0), description="radius of each circle")
+    radii: tuple[Size, ...] = Field(
+        default_factory=lambda given: (1.0,) * len(given.get("frequencies", ())),
+        description="radius of each circle; by default 1",
+    )
     noise: Spread = Field(default=0.0, description="standard deviation of Gaussian noise in each dimension")
     repeats: Positive = Field(default=113, description="samples an answer; only noise tells them apart")
     seed: Seed = Field(default=0, description="seed of planes and noise, each with a stream of its own")

@@ -61,8 +61,11 @@ ModelOrSource = Annotated[
 ]
 
 
-def _hooks_fit(hooks: tuple[str, ...], model: object) -> tuple[str, ...]:
+def _hooks_fit(hooks: tuple[str, ...], given: dict[str, Any]) -> tuple[str, ...]:
     """A model needs hooks, a synthetic source has none."""
+    if "model" not in given:  # it is wrong, which is said already
+        return hooks
+    model = given["model"]
     synthetic = isinstance(model, PlantedSource | CirclesSource)
     if synthetic and hooks:
         raise ValueError("a synthetic source has no hooks; leave them out")
@@ -100,7 +103,7 @@ class Subject(Config):
     @field_validator("hooks")
     @classmethod
     def _hooks_belong_to_a_model(cls, hooks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return _hooks_fit(hooks, info.data.get("model"))
+        return _hooks_fit(hooks, info.data)
 
 
 class SuiteConfig(Config):
@@ -143,7 +146,7 @@ class SuiteConfig(Config):
     def _hooks_belong_to_a_model(cls, hooks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("models") and hooks:
             raise ValueError("the suite has a list of models, each with hooks of its own; leave these out")
-        return hooks if info.data.get("models") else _hooks_fit(hooks, info.data.get("model"))
+        return hooks if info.data.get("models") else _hooks_fit(hooks, info.data)
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

@@ -29,6 +29,14 @@ def cause_of_coded(coded: Coded, hook: Hook) -> dict[str, float]:
     return _causes(coded, hook.site.x.mean(0) + coded.codes @ coded.atoms, hook)
 
 
+def rotation_of_coded(coded: Coded, hook: Hook) -> float:
+    """Rotation alone, which needs no codes that reconstruct; nan at a hook without planes to turn."""
+    if hook.turning is None or hook.families is None or hook.site is None or hook.task is None:
+        return float("nan")
+    tuned = tuning(coded.codes, hook.families)
+    return rotation(coded.codes, coded.atoms, tuned, hook.turning, hook.site, hook.task.group)
+
+
 def _causes(coded: Coded, reconstruction: Float[Tensor, "samples d"], hook: Hook) -> dict[str, float]:
     site, task, turning = hook.site, hook.task, hook.turning
     assert site is not None

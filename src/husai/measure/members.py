@@ -47,7 +47,7 @@ class Members:
             if hook.planted is not None and fit.live.any():
                 matching = match_true(found.atoms[-1], hook.planted.atoms)
                 found.matchings.append(matching)
-                found.firings.append(firing_recovery(codes[:, fit.live] > 0, hook.planted.codes > 0, matching))
+                found.firings.append(firing_recovery(codes[:, fit.live] != 0, hook.planted.codes > 0, matching))
         return found
 
     @property

@@ -8,7 +8,7 @@ from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, coded_
 from husai.analysis.planted import AtomRecovery, atom_recovery
 from husai.analysis.recovery import decoder_overlap, fourier_overlap
 from husai.analysis.stats import seed_interval
-from husai.measure.causes import cause_of_coded
+from husai.measure.causes import cause_of_coded, rotation_of_coded
 from husai.measure.hook import Hook
 from husai.measure.members import Members
 from husai.measure.reading import read
@@ -62,6 +62,12 @@ def causal_rows(result: Measurement, members: Members, hook: Hook, *, nulls: boo
         for metric in metrics:
             values = seed_interval(np.array([causes[metric] for causes in levels]))
             result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
+    if "rotation" in metrics:
+        for null in CODED_NULLS:
+            draw = coded_sampler(null, hook.site.x, l0)
+            drawn = (draw(size, generator(f"rotation-{null}", index)) for index in range(READING_DRAWS))
+            values = seed_interval(np.array([rotation_of_coded(coded, hook) for coded in drawn]))
+            result.rows.append(Row("rotation", null, *values, n=READING_DRAWS))
 
 
 def recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:

@@ -21,6 +21,11 @@ def interval(value: Interval, digits: int = 3) -> str:
     return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
 
 
+def plural(count: int, noun: str) -> str:
+    """Such as `1 cell`, `2 cells`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
@@ -93,13 +98,13 @@ def symmetry_table(cells: list[CellView]) -> str:
 
 
 def recovery_table(cells: list[CellView]) -> str:
-    header = ["hook", "SAE", "fourier_overlap", *NULLS, "unweighted", "decoder_overlap", "purity"]
+    header = ["hook", "SAE", "fourier_overlap", "unweighted", *NULLS, "decoder_overlap", "purity"]
     rows = [
         [
             *named(cell),
             interval(cell.value("fourier_overlap")) if has(cell, "fourier_overlap") else "no truth",
-            *(number(cell.value("fourier_overlap", null).mean) for null in NULLS),
             number(cell.value("fourier_overlap_unweighted").mean),
+            *(number(cell.value("fourier_overlap", null).mean) for null in NULLS),
             number(cell.value("decoder_overlap").mean),
             number(cell.value("purity").mean),
         ]
@@ -248,9 +253,10 @@ def summary(results: SuiteResults) -> str:
             )
         recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
         judged.append("the unweighted overlap")
+    extent = f"{plural(len(results.cells), 'cell')} of {plural(results.seeds, 'seed')}"
     return f"""# Results of the suite `{results.name}`
 
-{len(results.cells)} cells of {results.seeds} seeds. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs).
+{extent}. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs, not cut off at 1).
 Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
 An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.

@@ -1,6 +1,7 @@
 """SAEs on disk: SAELens folders, written and read. No pickle is ever involved."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,19 @@ def load_sae(folder: str | Path) -> Dictionary:
             raise HusaiError(
                 f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape)}; {CONFIG} says {tuple(shapes[name])}"
             )
+    _require_finite(found, folder)
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
     kind: dict[str, object] = {"architecture": architecture.config.architecture, **dict([architecture.config.sparsity])}
     return as_dictionary(params, architecture, kind | seeds | meta)
+
+
+def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise HusaiError(
+                f"{folder / WEIGHTS}: {name} holds NaN or infinity; its training diverged or the file is damaged"
+            )
 
 
 def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torch.Size]:
@@ -142,6 +152,7 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         sae = sae_lens.SAE.load_from_disk(folder)
     except Exception as error:  # SAELens raises many kinds; all mean that this folder cannot be opened
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
+    _require_finite(sae.state_dict(), folder)
     with torch.no_grad():
         weights = sae.W_dec.detach().float().clone()
         if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # its codes carry the norms already
