@@ -20,7 +20,7 @@ from husai.resources import find_config, reference_dir
 from husai.runs import finished
 from husai.workflow import train_model
 
-WANTED = (("add-p113", 3), ("mul-p113", 1), ("add-p59", 1), ("sub-p113", 1), ("squares-p113", 1))
+WANTED = (("add-p113", 3), ("mul-p113", 1), ("add-p59", 1), ("sub-p113", 1), ("squares-p113", 1), ("gru-p101", 1))
 MIN_KEYS = 3
 MAX_SEEDS = 20
 

@@ -181,20 +181,6 @@ def test_a_smoke_run_without_a_verified_model_leaves_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_declared_unverified_is_trained_once_and_says_so_everywhere(small_network, tmp_path, capsys):
-    network = small_network().model_dump(mode="json", exclude_none=True)
-    entry = {"sae": {"architecture": "topk", "d_sae": 8, "k": 1}, "training": {"steps": 4, "batch_size": 16}}
-    subject = {"name": "net", "model": network, "hooks": ["hidden"], "unverified": True}
-    data = {name: value for name, value in SUITE.items() if name not in ("model", "hooks")} | {"entries": [entry]}
-    suite = SuiteConfig.parse({**data, "models": [subject]})
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
-    assert capsys.readouterr().out.count("net: declared unverified") == 1
-    assert not records(tmp_path)["verified"].any()
-    undeclared = SuiteConfig.parse({**data, "models": [subject | {"unverified": False}]})
-    with pytest.raises(GateFailed):
-        run_suite(undeclared, tmp_path / "results", tmp_path / "runs", jobs=1)
-
-
 def test_committed_records_stand_for_lost_run_folders(suite, copy, no_computing):
     shutil.rmtree(copy / "runs")
     assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0

@@ -180,21 +180,17 @@ def model_place(subject: Subject, suite: str, runs: Path) -> str | None:
 def _make_model(subject: Subject, place: Path, allow_unverified: bool, device: str, tracking: Mode) -> bool:
     """Write the run folder of a subject's recipe; returns whether its suite may go on with it.
 
-    A declared control, or a model declared unverified, is expected to fail the gate: it is made once, and its suite goes on.
+    A declared control is expected to fail the gate: it is made once, and its suite goes on.
     """
     recipe = subject.model
     assert isinstance(recipe, Recipe)
     if isinstance(recipe, CompiledConfig):
-        return compile_and_report(recipe, place) == 0 or allow_unverified or subject.unverified
+        return compile_and_report(recipe, place) == 0 or allow_unverified
     if recipe.control:
         say(f"A {recipe.control} control: it must fail the gate, and all its results are unverified")
         train_watched(recipe, place, attempts=1, device=device, tracking=tracking)
         return True
-    if subject.unverified:
-        say(f"{subject.name}: declared unverified; it is trained once, whatever the gate says")
-    attempts = 1 if subject.unverified else ATTEMPTS
-    passed = train_watched(recipe, place, attempts=attempts, device=device, tracking=tracking)
-    return passed or allow_unverified or subject.unverified
+    return train_watched(recipe, place, attempts=ATTEMPTS, device=device, tracking=tracking) or allow_unverified
 
 
 def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:

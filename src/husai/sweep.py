@@ -49,7 +49,7 @@ def plan(
     """All cells of a suite as jobs, and the gate report of every model by the name that results give it.
 
     places: where the model of each of the suite's subjects is; None for a synthetic source. A recipe that declares itself a
-    control, or a subject declared unverified, needs no permission to fail the gate: its records say so. Raises HusaiError
+    control needs no permission to fail the gate: its records say so. Raises HusaiError
     for a model, hook or config that does not fit, or a control that passes the gate; GateFailed for a model that is not
     ground truth.
     """
@@ -79,7 +79,7 @@ def _of_model(
     """The hooks, the identity and the job fields of a model, and its gate report."""
     loaded = load_model(place)
     declared = subject.model.control if isinstance(subject.model, Trainable) else None
-    permitted = allow_unverified or subject.unverified or declared is not None
+    permitted = allow_unverified or declared is not None
     model, report = check_gate(loaded, allow_unverified=permitted)
     if declared and report.passed:
         raise HusaiError(f"model {model.name}: is declared a {declared} control, yet passes the gate")

@@ -89,11 +89,6 @@ class Subject(Config):
     hooks: tuple[str, ...] = Field(
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
     )
-    unverified: bool = Field(
-        default=False,
-        description="the suite knows that this model fails the gate, uses it all the same and marks every result unverified; a "
-        "recipe is then trained once",
-    )
     entries: tuple[SuiteEntry, ...] = Field(default=(), description="the SAEs trained on it; none: those of the suite")
     controls: tuple[ControlConfig, ...] = Field(
         default=(),

@@ -21,6 +21,7 @@ from husai.report.results import NULLS, CellView, SuiteResults
 
 INK, SCORE, GREY, FIT = "#1b1f24", "#0b5fa5", "#8c959f", "#3a7d44"
 NULL_COLORS = {"ambient": "#9aa5b1", "untrained": "#57606a", "data": "#e0a030", "data_points": "#c4452d"}
+RUNG_COLORS = NULL_COLORS | {"surrogate_trained": "#7d4fa3"}
 NULL_NAMES = {
     "ambient": "ambient: random directions",
     "untrained": "untrained: step 0",
@@ -54,14 +55,19 @@ class Panel(NamedTuple):
     cell: CellView
 
 
-def cell_grid(results: SuiteResults, width: float, height: float, most: int = 7) -> tuple[Figure, list[list[Panel]]]:
-    """One panel a cell: a row a hook (more if it has over `most` cells), each row with the hook's name at its left."""
+def cell_grid(
+    results: SuiteResults, width: float, height: float, *, least: float = 5.6, most: int = 7
+) -> tuple[Figure, list[list[Panel]]]:
+    """One panel a cell: a row a hook (more if it has over `most` cells), each row with the hook's name at its left.
+
+    width, height: of a panel, in inches. least: width of the figure.
+    """
     places = dict.fromkeys(cell.place for cell in results.cells)
     by_hook = [[cell for cell in results.cells if cell.place == place] for place in places]
     columns = min(most, max(len(cells) for cells in by_hook))
     rows = [cells[start : start + columns] for cells in by_hook for start in range(0, len(cells), columns)]
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(max(width * columns + 0.5, 5.6), height * len(rows)), squeeze=False, sharey=True
+        len(rows), columns, figsize=(max(width * columns + 0.5, least), height * len(rows)), squeeze=False, sharey=True
     )
     panels = []
     for line, cells in zip(axes, rows, strict=True):
@@ -93,7 +99,7 @@ def heat_map(ax: Axes, matrix: np.ndarray, note: str) -> AxesImage:
 
 def stability_matrices(results: SuiteResults) -> Figure:
     """pwmcc between all seeds of every cell, each with its mean and chance levels underneath."""
-    figure, panels = cell_grid(results, 1.3, 2.0)
+    figure, panels = cell_grid(results, 1.3, 2.0, least=2.6)
     image = None
     for ax, cell in (panel for row in panels for panel in row):
         means = {null: cell.value("pwmcc", null).mean for null in ("ambient", "data", "data_points")}
@@ -101,8 +107,8 @@ def stability_matrices(results: SuiteResults) -> Figure:
         image = heat_map(ax, cell.matrix("pwmcc"), f"mean {cell.value('pwmcc').mean:.2f}{star(cell)}\n{chance}")
     assert image is not None, "a suite has cells"
     everything = [panel.ax for row in panels for panel in row]
-    figure.colorbar(image, ax=everything, shrink=0.6, aspect=30, label="pwmcc of two seeds")
-    figure.suptitle("Agreement between seeds (row and column), beside its chance levels. *: not converged", fontsize=8)
+    figure.colorbar(image, ax=everything, shrink=0.6, aspect=20, label="pwmcc of two seeds")
+    figure.suptitle("Agreement between seeds (row, column)\nand its chance levels. *: not converged", fontsize=8)
     return figure
 
 
@@ -163,14 +169,19 @@ def ladder(results: SuiteResults) -> Figure:
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.6 * gaps
     figure, ax = plt.subplots(figsize=(6.2, 0.26 * places[-1] + 1.5))
+    drawn = dict.fromkeys(NULLS)
     for y, cell in zip(places, cells, strict=True):
         score = cell.value("pwmcc")
         ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
-        for null in NULLS:
-            value = cell.value("pwmcc", null)
-            ax.plot([value.low, value.high], [y, y], color=NULL_COLORS[null], lw=4, alpha=0.35, solid_capstyle="butt")
-            ax.plot([value.mean], [y], marker="|", ms=9, mew=2, color=NULL_COLORS[null], ls="")
+        levels = {null: cell.value("pwmcc", null) for null in NULLS}
+        if twin := results.surrogate_of(cell):
+            levels["surrogate_trained"] = twin.value("pwmcc")
+        drawn |= dict.fromkeys(levels)
+        for null, value in levels.items():
+            ax.plot([value.low, value.high], [y, y], color=RUNG_COLORS[null], lw=4, alpha=0.35, solid_capstyle="butt")
+            ax.plot([value.mean], [y], marker="|", ms=9, mew=2, color=RUNG_COLORS[null], ls="")
         score_point(ax, y, score, cell.converged)
+    ax.set_ylim(-0.8, places[-1] + 0.8)
     ax.set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
     ax.set_xlim(0, 1.02)
     ax.set_xlabel("pwmcc between seeds, and its chance levels, with 95% intervals")
@@ -178,12 +189,11 @@ def ladder(results: SuiteResults) -> Figure:
     ax.tick_params(axis="y", length=0)
     point = {"color": SCORE, "marker": "o", "ms": 4.5, "ls": ""}
     handles = [Line2D([], [], **point, label="pwmcc"), Line2D([], [], **point, mfc="white", label="not converged")]
-    handles += [Line2D([], [], color=NULL_COLORS[n], marker="|", ms=9, mew=2, ls="", label=n) for n in NULLS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, handletextpad=0.3, columnspacing=1.2)
+    handles += [Line2D([], [], color=RUNG_COLORS[n], marker="|", ms=9, mew=2, ls="", label=n) for n in drawn]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.3, columnspacing=1.2)
     return figure
 
 
-RUNG_COLORS = NULL_COLORS | {"surrogate_trained": "#7d4fa3"}
 TIER_PANELS = (
     ("agreement between seeds\n(pwmcc)", ("pwmcc",)),
     ("true atoms\n(planted: gt_mcc)", ("gt_mcc", "true_atoms")),
@@ -228,6 +238,7 @@ def tiers(results: SuiteResults) -> Figure:
             score_point(ax, y, cell.value(metric), cell.converged)
         ax.set_title(title)
         ax.set_xlim(0, 1.02)
+        ax.set_ylim(-0.8, places[-1] + 0.8)
         ax.set_xticks((0, 0.5, 1))
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
