@@ -3,7 +3,8 @@
     python scripts/ideal_table.py [--out results/ideal]
 
 Writes table.csv, one row a score, and prints it. Five copies of each dictionary, whose planes are turned by random phases,
-stand for five seeds; `data_points` is a dictionary of as many random samples as the signed axes have atoms, as a floor.
+stand for five seeds. Two stand beside as floors: `data_points`, as many random samples as the signed axes have atoms, and
+`cover`, 128 random directions of the data's covariance with dense codes, which knows nothing of planes or answers.
 (docs/method.md §Ideal dictionaries)
 """
 
@@ -17,7 +18,7 @@ from husai.console import exits, say
 
 KEYS, P, SEEDS = (14, 35, 41, 42, 52), 113, 5
 HOOKS = {
-    "mlp_out": ("signed_axes", "3-gon", "4-gon", "8-gon", "answers", "data_points"),
+    "mlp_out": ("signed_axes", "3-gon", "4-gon", "8-gon", "answers", "data_points", "cover"),
     "resid_mid": ("signed_axes", "4-gon"),
 }
 METRICS = (
@@ -68,6 +69,8 @@ def table(keys=KEYS, p: int = P, hooks=HOOKS):
         if name == "data_points":
             atoms = sampler("data_points", hook.x)(4 * len(bases), generator("ideal-points", seed))
             return by_projection(atoms, mean, lambda projections: keep_largest(projections, len(bases)), name)
+        if name == "cover":
+            return by_projection(sampler("data", hook.x)(128, generator("ideal-cover", seed)), mean, torch.relu, name)
         return polygon(bases, mean, int(name.removesuffix("-gon")), phases)
 
     columns = {}
