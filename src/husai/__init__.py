@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from husai.runs import load_model
     from husai.sae.weights import load_sae
     from husai.tasks import Task
+    from husai.transformer.weights import to_transformer_lens
     from husai.truth.circuit import verify
     from husai.truth.fourier import get_fourier_basis
     from husai.truth.planes import find_truth
@@ -26,6 +27,7 @@ _EXPORTS = {
     "load_model": "husai.runs",
     "load_sae": "husai.sae.weights",
     "score": "husai.api",
+    "to_transformer_lens": "husai.transformer.weights",
     "verify": "husai.truth.circuit",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "load_sae",
     "score",
+    "to_transformer_lens",
     "verify",
 ]
 

@@ -88,7 +88,10 @@ class Job:
 
     @property
     def title(self) -> str:
-        return self.cell.title + (f" {self.control.kind}-{self.control.seed}" if self.control else "")
+        """Model, hook and SAE; of a synthetic source, what the suite calls it."""
+        source = self.model_name.split("/")[0]  # without the stand-in
+        where = "" if source == self.cell.hook else f"{source} "
+        return where + self.cell.title + (f" {self.control.kind}-{self.control.seed}" if self.control else "")
 
 
 def checkpoints(steps: int, curve: tuple[int, ...]) -> tuple[int, ...]:

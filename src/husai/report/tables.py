@@ -21,6 +21,12 @@ def interval(value: Interval, digits: int = 3) -> str:
     return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
 
 
+STAND_INS = """
+Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
+are of those samples, atoms and planes are held against the source's truth, and the model is asked on its own activations.
+"""
+
+
 def plural(count: int, noun: str) -> str:
     """Such as `1 cell`, `2 cells`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
@@ -204,6 +210,8 @@ def gate_lines(name: str, gate: dict[str, Any]) -> str:
 def truth_lines(results: SuiteResults) -> str:
     lines = []
     for name, hooks in results.truth.items():
+        if "/" in name:  # a stand-in, whose truth is its source's
+            continue
         named = f"{name} " if len(results.sources) > 1 else ""
         lines += [
             f"- {named}`{hook}` ({truth['dim']} dimensions): {_truth_text(truth)}" for hook, truth in hooks.items()
@@ -263,7 +271,7 @@ over the last doubling of steps.
 
 {circuit}## The truth at each hook
 
-{truth_lines(results)}
+{truth_lines(results)}{STAND_INS if any(cell.control for cell in results.cells) else ""}
 ## What the numbers say
 
 {verdicts}
