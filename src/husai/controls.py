@@ -446,10 +446,11 @@ def summary(verdicts: list[Verdict], trials: dict[str, Trial]) -> str:
     )
     truthless = [trials[name] for name in ("controls-random", "controls-memorised")]
     failed = sum(not verdict.holds for verdict in verdicts)
+    outcome = f"{failed} of {len(verdicts)} controls do not" if failed else f"All {len(verdicts)} controls"
     tables = {kind: control_table([v for v in verdicts if v.control.kind == kind]) for kind in ("negative", "positive")}
     return f"""# Controls
 
-{len(verdicts)} controls; {failed or "none"} did not come out as it must. p-values are corrected by Holm's method, at {ALPHA:g},
+{outcome} come out as they must. p-values are corrected by Holm's method, at {ALPHA:g},
 among the negative ones of a kind of test and among the positive ones. An interval is 95%: of the
 draws for drawn dictionaries and rows in another order, over seeds else. Every definition: docs/method.md §Controls.
 

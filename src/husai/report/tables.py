@@ -226,7 +226,8 @@ def _truth_text(truth: dict[str, Any]) -> str:
             f"{truth['atoms']} planted atoms, largest |cosine| of two "
             f"{truth['largest_cosine']:.3f}; {truth['l0']:.2f} active a sample, each in {least:.2%} to {most:.2%}"
         )
-    parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"]) or "none above 1%"
+    parts = ", ".join(f"{s['label']} {s['share']:.3f}" for s in truth["subspaces"])
+    parts = f"shares of the variance: {parts}" if parts else "none above 1%"
     unexplained = truth["unexplained"]
     known = unexplained is not None and unexplained == unexplained
     return parts + (f"; in no Fourier family: {unexplained:.3f}" if known else "")
