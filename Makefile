@@ -36,9 +36,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel
 
 figures: $(READY) ## redraw the committed figures from the committed tables
-	$(BIN)/husai report results/default
-	$(BIN)/husai report results/matched
-	$(BIN)/husai report results/long
+	for suite in default matched long planted planted-32 ladder; do $(BIN)/husai report results/$$suite || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python scripts/benchmark.py
