@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import husai
+from husai.analysis.nulls import CODED_NULLS, PURSUED_NULLS
 from husai.errors import HusaiError
 from husai.sae.dictionary import Dictionary
 
@@ -61,7 +62,8 @@ def test_score_has_every_figure_of_one_dictionary_beside_its_nulls(model):
     assert found["explained_variance"].nulls == {}
     assert {"rotation", "ablation", "spliced_accuracy", "true_atoms", "rotation_true"} <= set(found)
     assert float(found["rotation_true"]) == pytest.approx(1, abs=1e-3)
-    assert set(found["rotation"].nulls) == {"ambient_pursued", "data_pursued", "data_points_pursued"}
+    assert set(found["rotation"].nulls) == {*CODED_NULLS, *PURSUED_NULLS}
+    assert set(found["ablation"].nulls) == set(PURSUED_NULLS)
 
 
 def test_a_hook_without_truth_has_no_score(model):

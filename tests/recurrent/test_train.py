@@ -58,10 +58,10 @@ def test_a_loss_that_is_not_finite_ends_training(small_network):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"walks": {"length": 0}}, "'walks.length': input should be greater than or equal to 1, got 0"),
-        ({"recurrent": {"d_hidden": 0}}, "'recurrent.d_hidden': input should be greater than or equal to 1, got 0"),
-        ({"recurrent": {"cell": "rnn"}}, "'recurrent.cell': input should be 'gru' or 'lstm', got 'rnn'"),
-        ({"walks": {"repeats": 0}}, "'walks.repeats': input should be greater than or equal to 1"),
+        ({"walks": {"length": 0}}, "'walks.length': must be greater than or equal to 1, got 0"),
+        ({"recurrent": {"d_hidden": 0}}, "'recurrent.d_hidden': must be greater than or equal to 1, got 0"),
+        ({"recurrent": {"cell": "rnn"}}, "'recurrent.cell': must be 'gru' or 'lstm', got 'rnn'"),
+        ({"walks": {"repeats": 0}}, "'walks.repeats': must be greater than or equal to 1"),
         ({"recurrent": {"width": 3}}, "unknown key 'recurrent.width'"),
         ({"p": "many"}, "'p': "),
     ],

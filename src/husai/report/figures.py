@@ -195,10 +195,10 @@ def ladder(results: SuiteResults) -> Figure:
 
 
 TIER_PANELS = (
-    ("agreement between seeds\n(pwmcc)", ("pwmcc",)),
-    ("true atoms\n(planted: gt_mcc)", ("gt_mcc", "true_atoms")),
-    ("true planes recovered\n(fraction)", ("subspace_recovered",)),
-    ("the model follows its planes\n(rotation)", ("rotation",)),
+    ("agreement between seeds\n(pwmcc)", ("pwmcc",), ""),
+    ("true atoms\n(planted: gt_mcc)", ("gt_mcc", "true_atoms"), ""),
+    ("true planes recovered\n(fraction)", ("subspace_recovered",), "atoms, no planes"),
+    ("the model follows its planes\n(rotation)", ("rotation",), "no model"),
 )
 
 
@@ -213,14 +213,14 @@ def tiers(results: SuiteResults) -> Figure:
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.7 * gaps
     figure, axes = plt.subplots(1, len(TIER_PANELS), figsize=(9.4, 0.24 * places[-1] + 1.6), sharey=True)
-    for ax, (title, metrics) in zip(axes, TIER_PANELS, strict=True):
+    for ax, (title, metrics, absent) in zip(axes, TIER_PANELS, strict=True):
         for y, cell in zip(places, cells, strict=True):
             metric = next((name for name in metrics if not np.isnan(cell.value(name).mean)), None)
             if metric is None:
                 ax.text(
                     0.5,
                     y,
-                    "no truth to score" if cell.tier == "random" else "–",
+                    "no truth to score" if cell.tier == "random" else absent,
                     ha="center",
                     va="center",
                     color=GREY,
@@ -254,7 +254,9 @@ def score_point(ax: Axes, y: float, score: Interval, converged: bool) -> None:
     """A score with its interval on a horizontal line; hollow if it has not converged."""
     low, high = max(0.0, score.mean - score.low), max(0.0, score.high - score.mean)
     fill = SCORE if converged else "white"
-    ax.errorbar([score.mean], [y], xerr=[[low], [high]], fmt="o", ms=4.5, color=SCORE, mfc=fill, lw=1.2)
+    ax.errorbar(
+        [score.mean], [y], xerr=[[low], [high]], fmt="o", ms=4.5, color=SCORE, mfc=fill, lw=1.2, zorder=5, clip_on=False
+    )
 
 
 def fourier_spectrum(model: str, gate: dict[str, Any]) -> Figure:
