@@ -161,7 +161,7 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     def spy_on_clip(gradients, limit):
         along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
         assert gradients.W_dec.abs().max() > 1e-3
-        clip_each(gradients, limit)
+        return clip_each(gradients, limit)
 
     monkeypatch.setattr(architecture, "losses", spy_on_losses)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
