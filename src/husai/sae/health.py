@@ -36,6 +36,7 @@ RATIO = "penalty / reconstruction"
 START = 0.1  # share of the steps that is the initial phase, if warm-up does not last longer
 STRIDE = 50  # times a training that a live judgement is made
 PATIENCE = 0.1  # share of the steps over which a collapse must last to be hopeless
+EMPTY = 0.1  # an L0 below which most samples have no code at all
 RISE = 1.1  # L0 above its early value by this factor, after half of the steps, is hopeless
 
 
@@ -108,7 +109,7 @@ def hopeless(history: Sequence[StepLog], config: SAEConfig) -> str:
     """Why going on is no use, with advice, once that holds for every seed; else nothing.
 
     A seed is hopeless if, after the initial phase, in every row of the last tenth of the steps (in at least three), more
-    than 90% of its latents were dead, or all its codes were 0 (or at most 1e-6); or if L0, which a penalty should bring
+    than 90% of its latents were dead, or L0 was below .1 (or all codes at most 1e-6); or if L0, which a penalty should bring
     down, is after half of the steps higher by 10% than early on and rising. A loss that is not finite ends training anyway.
     """
     reasons = [_Course(rows, config, False).hopeless() for rows in _by_seed(history)]
@@ -272,8 +273,8 @@ class _Course:
         if now - PATIENCE * steps >= self.begun and len(window) >= 3:
             if all(row.dead > 0.9 for row in window):
                 return f"{self.last.dead:.0%} of the latents are dead. {ADVICE[dead_advice(self.config)]}"
-            if all(row.l0 == 0 or row.max_activation <= 1e-6 for row in window):
-                return f"all codes are 0. {ADVICE[self._low()]}"
+            if all(row.l0 < EMPTY or row.max_activation <= 1e-6 for row in window):
+                return f"hardly any code is not 0 (L0 {self.last.l0:.2g}). {ADVICE[self._low()]}"
         trend = self.trend()
         if self.steered and now >= 0.5 * steps and trend is not None and trend > RISE:
             count = len(self.after) // 5
