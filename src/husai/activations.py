@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from husai.models import Inputs, Model, require_inputs, resolve_hook
 from husai.recurrent.model import Recurrent
 from husai.recurrent.walks import Walks
 from husai.tasks import Task
+
+NORM_FLOOR = 1e-6  # of a sample, where each is scaled by its own
+Normalisation = Literal["scalar", "feature", "constant_norm", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,40 @@ class Activations:
     position: int = -1
 
 
+class Rescaled(NamedTuple):
+    """Samples of norm √d, and what each was divided by."""
+
+    x: Float[Tensor, "*samples d"]
+    size: Float[Tensor, "*samples 1"]
+
+
+def rescale(x: Float[Tensor, "*samples d"]) -> Rescaled:
+    """Every sample divided by its norm/√d. Norms below 1e-6 count as 1e-6, so that a zero vector stays one."""
+    size = x.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR) / math.sqrt(x.shape[-1])
+    return Rescaled(x / size, size)
+
+
 @dataclass(frozen=True)
 class Normaliser:
-    """x ↦ (x − mean)·scale: centred activations of mean squared norm d, the space in which SAEs are trained."""
+    """x ↦ (x − mean)·scale, the space in which SAEs are trained; scale is one number, or one a coordinate.
+
+    each: whether every sample is then given norm √d, as `rescale` does.
+    """
 
     mean: Float[Tensor, "d"]
-    scale: float
+    scale: float | Float[Tensor, "d"]
+    each: bool = False
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "samples d"], where: str = "activations") -> "Normaliser":
-        """Raises HusaiError if the activations hold NaN or infinity (naming the first row) or do not vary."""
+    def fit(
+        cls, x: Float[Tensor, "samples d"], where: str = "activations", how: Normalisation = "scalar"
+    ) -> "Normaliser":
+        """scalar: centred, mean squared norm d. feature: centred, every coordinate of variance 1. constant_norm: every
+        sample of norm √d. none: as they are.
+
+        Raises HusaiError if the activations hold NaN or infinity (naming the first row) or do not vary. A coordinate whose
+        deviation is below 1e-6 of the largest is scaled as if it were that.
+        """
         bad = (~x.isfinite().all(1)).nonzero()
         if len(bad):
             raise HusaiError(f"{where}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
@@ -47,10 +75,16 @@ class Normaliser:
         size = float((x - mean).pow(2).sum(1).mean().sqrt())
         if size <= 1e-6 * max(1.0, float(mean.norm())):
             raise HusaiError(f"{where}: do not vary over the samples, so there is nothing to learn")
+        if how in ("none", "constant_norm"):
+            return cls(torch.zeros_like(mean), 1.0, each=how == "constant_norm")
+        if how == "feature":
+            deviation = x.std(0, correction=0)
+            return cls(mean, 1 / deviation.clamp(min=1e-6 * float(deviation.max())))
         return cls(mean, math.sqrt(x.shape[1]) / size)
 
-    def __call__(self, x: Float[Tensor, "samples d"]) -> Float[Tensor, "samples d"]:
-        return (x - self.mean) * self.scale
+    def __call__(self, x: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
+        moved = (x - self.mean) * self.scale
+        return rescale(moved).x if self.each else moved
 
 
 def extract(

@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 
 from husai.activations import extract
-from husai.analysis.convergence import has_converged
+from husai.analysis.convergence import doublings, has_converged, is_flat
 from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
+from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.runs import load_model
 from husai.sae.dictionary import SAEEnsemble
-from husai.sae.train import TrainedSAEs, mean_log
+from husai.sae.history import mean_log
+from husai.sae.train import TrainedSAEs
 from husai.tracking import Mode, open_tracker
 from husai.truth.controls import stand_in
 from husai.truth.synthetic import draw_circles, fresh_samples, plant
@@ -127,6 +129,8 @@ def run_cell(job: Job) -> str:
     hook = hook_of(job)
     curve: dict[int, Measurement] = {}
     latest: list[Members] = []
+    until_flat = cell.config.training.stop == "converged"
+    looks = checkpoints(steps, (*cell.analysis.curve, *(doublings(steps) if until_flat else ())))
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
         latest[:] = [Members.of(ensemble.dictionaries, hook, full=step in (0, steps))]
@@ -137,11 +141,16 @@ def run_cell(job: Job) -> str:
         )
         sys.stdout.write(f"           {job.title}: step {step} of {steps}, {figures}\n")
         sys.stdout.flush()
-        return False
+        return until_flat and is_flat({place: point.overall() for place, point in curve.items()}, step)
 
     def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
-        end = curve[steps]
-        converged = has_converged(curve[steps // 2].overall(), end.overall())
+        if trained.hopeless:
+            raise HusaiError(f"training: given up after {trained.steps} of {steps} steps; {trained.hopeless}")
+        if trained.steps != steps:
+            latest[:] = [Members.of(trained.ensemble.dictionaries, hook)]
+            curve[trained.steps] = measure(latest[0], hook, cell.analysis, final=True, untrained=curve.get(0))
+        end = curve[trained.steps]
+        converged = has_converged(curve[trained.steps // 2].overall(), end.overall())
         frames = [records_of(job, step, point.rows, converged) for step, point in curve.items()]
         pd.concat(frames, ignore_index=True).to_parquet(folder / "records.parquet", index=False)
         atoms = atom_table(latest[0], trained.ensemble, hook)
@@ -177,7 +186,7 @@ def run_cell(job: Job) -> str:
             meta,
             on_log=lambda rows: tracker.log(mean_log(rows), rows[0].step),
             stop=observe,
-            stop_at=checkpoints(steps, cell.analysis.curve),
+            stop_at=looks,
             finish=finish,
             fresh=hook.fresh,
             device=job.device,

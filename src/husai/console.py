@@ -9,12 +9,15 @@ from typing import Any, ParamSpec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from husai.errors import HusaiError
 
 P = ParamSpec("P")
 
 out = Console(highlight=False, soft_wrap=True)
+BAND_STYLES = {"ok": "green", "acceptable": "yellow", "poor": "magenta", "red": "red"}
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -85,6 +88,19 @@ def progress(quiet: bool = False) -> Progress:
         transient=True,
         disable=quiet or not out.is_terminal,
     )
+
+
+def show_health(health: Any) -> None:
+    """A training's health as a table. (`health` is a husai.sae.health.Health; typed loosely to keep torch unloaded.)"""
+    table = Table(title=f"Health: {health.verdict}", title_justify="left", box=None, pad_edge=False)
+    for name in ("check", "value", "seed", "band", "rule"):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    for check in health.checks:
+        shown = (check.name, check.shown, str(check.seed), check.band, check.rule)
+        table.add_row(*map(Text, shown), style=BAND_STYLES[check.band])
+    out.print(table)
+    for advice in dict.fromkeys(check.advice for check in health.checks if check.advice):
+        say(f"- {advice}")
 
 
 def gate_lines(report: Any) -> list[str]:

@@ -16,7 +16,8 @@ from husai.errors import HusaiError
 from husai.models import Inputs, Model, logits
 from husai.runs import load_model
 from husai.sae.dictionary import Dictionary, SAEEnsemble
-from husai.sae.train import StepLog, TrainedSAEs, mean_log, train_saes
+from husai.sae.history import StepLog, mean_log
+from husai.sae.train import TrainedSAEs, train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.truth.planes import find_truth
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from husai import console
 from husai.activations import Activations, extract
-from husai.analysis.convergence import has_converged
+from husai.analysis.convergence import doublings, has_converged, is_flat
 from husai.analysis.stats import Interval
 from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
@@ -16,24 +16,13 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
 from husai.runs import check_gate, load_model, require_free
 from husai.sae.dictionary import SAEEnsemble
-from husai.sae.train import StepLog, TrainedSAEs, mean_log
+from husai.sae.health import ADVICE, START, STRIDE, Health, assess, dead_advice
+from husai.sae.history import StepLog, mean_log
+from husai.sae.train import TrainedSAEs
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.workflow import train_sae_run
 
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
-ADVICE = {
-    "accuracy": "Check the gate (`husai model verify`) and train the transformer longer.",
-    "overlap": "Check the gate of the transformer (`husai model verify`) and train the SAE longer.",
-    "overlap, gate passed": "The gate passed, so train the SAE longer, or with fewer latents or a smaller k.",
-    "not converged": "Train longer: fit, overlap, agreement or live atoms still moved over the last doubling of steps.",
-    "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
-    "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
-    "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
-    "dead": "Halve training.lr, or resample dead latents (training.resample_every) more often.",
-    "dead, AuxK off": "Switch AuxK on (sae.auxk_coefficient 1), or halve training.lr.",
-    "dead, no resampling": "Resample dead latents (training.resample_every), or halve training.lr.",
-    "ev": "Train longer, raise sae.k (or lower λ), or widen sae.d_sae.",
-}
 
 
 @dataclass(frozen=True)
@@ -88,41 +77,61 @@ def train_single(request: Request) -> dict[str, Any]:
         folder=request.out.parent,
         warn=lambda text: console.err.print(f"husai: {text}", markup=False),
     )
-    curve: dict[int, tuple[Measurement, Members]] = {}
+    curve: dict[int, Measurement] = {}
+    until_flat = config.training.stop == "converged"
+    found: dict[str, Any] = {}
+
+    def look(step: int, ensemble: SAEEnsemble, *, full: bool) -> Measurement:
+        members = Members.of(ensemble.dictionaries, hook, full=full)
+        return measure(members, hook, AnalysisConfig(), final=False, untrained=curve.get(0))
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        members = Members.of(ensemble.dictionaries, hook, full=step in (0, steps))
-        untrained = curve[0][0] if curve else None
-        curve[step] = measure(members, hook, AnalysisConfig(), final=False, untrained=untrained), members
-        return False
+        curve[step] = look(step, ensemble, full=step in (0, steps))
+        return until_flat and is_flat({place: point.overall() for place, point in curve.items()}, step)
 
     with console.progress(request.quiet) as bar:
         line = bar.add_task(f"{len(config.init_seeds)} SAE(s)", total=steps, figures="")
+        history: list[StepLog] = []
+        state, judged = "", 0
 
         def on_log(rows: list[StepLog]) -> None:
-            mean = mean_log(rows)
-            tracker.log(mean, rows[0].step)
-            text = "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean)
-            bar.update(line, completed=rows[0].step, figures=text)
+            nonlocal state, judged
+            mean, step = mean_log(rows), rows[0].step
+            history.extend(rows)
+            tracker.log(mean, step)
+            if step >= START * steps and step * STRIDE // steps > judged:
+                state, judged = f" · {assess(history, config).line}", step * STRIDE // steps
+            text = (
+                "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean) + state
+            )
+            bar.update(line, completed=step, figures=text)
             if not request.quiet:
                 bar.console.print(f"epoch {rows[0].epoch:6.1f}  {text}", markup=False)
 
-        def finish(_trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
-            metrics = summarise(curve[steps][0], curve[steps // 2][0])
-            text = report(config, activations, metrics, curve[steps][0])
+        def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
+            health, end = assess(trained.history, config), trained.steps
+            if trained.hopeless:
+                found.update(mean_log(rows_at(trained)), converged=False, hopeless=trained.hopeless)
+                text = given_up(config, activations, trained, health)
+            else:
+                if end != steps:
+                    curve[end] = look(end, trained.ensemble, full=True)
+                found.update(summarise(curve[end], curve[end // 2]))
+                text = report(config, activations, found, curve[end], health, end)
+            found.update(health=health.verdict, steps=end)
             (folder / "report.md").write_text(text, encoding="utf-8")
-            return metrics
+            return found
 
         meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
         try:
-            train_sae_run(
+            trained = train_sae_run(
                 x,
                 config,
                 request.out,
                 meta | {"verified": model.verified},
                 on_log=on_log,
                 stop=observe,
-                stop_at=(0, steps // 2, steps),
+                stop_at=(0, *(doublings(steps) if until_flat else (steps // 2, steps))),
                 finish=finish,
                 device=request.device,
             )
@@ -130,8 +139,14 @@ def train_single(request: Request) -> dict[str, Any]:
             tracker.finish()
     if not request.quiet:
         say((request.out / "report.md").read_text(encoding="utf-8"))
+        console.show_health(assess(trained.history, config))
         say(f"Run folder: {request.out}")
-    return summarise(curve[steps][0], curve[steps // 2][0])
+    return found
+
+
+def rows_at(trained: TrainedSAEs) -> list[StepLog]:
+    """The last logged row of every seed."""
+    return [row for row in trained.history if row.step == trained.history[-1].step]
 
 
 def summarise(end: Measurement, middle: Measurement) -> dict[str, Any]:
@@ -144,8 +159,8 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
     """The report's criteria: L0 near k, EV above .85, dead below 15% (20% acceptable), converged."""
     found = []
     l0, ev, dead = metrics["l0"], metrics["explained_variance"], metrics["dead"]
-    if config.sae.architecture == "topk":
-        low, high = config.sae.k * 7 / 8, config.sae.k * 9 / 8
+    if (k := config.sae.fixed_l0) is not None:
+        low, high = k * 7 / 8, k * 9 / 8
         verdict = "met" if low <= l0 <= high else "missed"
         found.append(Check("L0", f"{l0:.2f}", f"{low:g} to {high:g}", verdict, "l0 not k"))
     else:
@@ -154,19 +169,12 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
         found.append(Check("L0", f"{l0:.2f} ({share:.1%} of latents)", "1% to 10% of latents", verdict, advice))
     found.append(Check("explained variance", f"{ev:.4f}", "> 0.85", "met" if ev > 0.85 else "missed", "ev"))
     verdict = "met" if dead < 0.15 else "acceptable" if dead < 0.2 else "missed"
-    found.append(Check("dead latents", f"{dead:.1%}", "< 15% (20% acceptable)", verdict, _dead_advice(config)))
+    found.append(Check("dead latents", f"{dead:.1%}", "< 15% (20% acceptable)", verdict, dead_advice(config)))
     converged = "met" if metrics["converged"] else "missed"
     found.append(
         Check("convergence", "flat" if metrics["converged"] else "not converged", "flat", converged, "not converged")
     )
     return found
-
-
-def _dead_advice(config: SAEConfig) -> str:
-    """What is left to try against dead latents with this config."""
-    if config.sae.architecture == "topk" and config.sae.auxk_coefficient == 0:
-        return "dead, AuxK off"
-    return "dead" if config.training.resample_every else "dead, no resampling"
 
 
 def overlap_verdict(metrics: dict[str, Any]) -> str:
@@ -177,12 +185,63 @@ def overlap_verdict(metrics: dict[str, Any]) -> str:
     return "GOOD" if value >= GOOD else "MODERATE" if value >= MODERATE else "POOR"
 
 
-def report(config: SAEConfig, activations: Activations, metrics: dict[str, Any], end: Measurement) -> str:
-    """The text of `report.md`."""
-    if "fourier_overlap" in metrics and "fourier_overlap_untrained" not in metrics:
-        raise HusaiError("report: the untrained SAE was not measured, so the overlap has no chance level")
+def head(config: SAEConfig, activations: Activations, steps: int) -> str:
+    """What a report begins with: what was trained, on what, when."""
     kind, (dial, value) = config.sae, config.sae.sparsity
     seeds = ", ".join(f"init {a} / data {b}" for a, b in zip(config.init_seeds, config.data_seeds, strict=True))
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    verified = "" if activations.verified else " (**unverified**: the model fails the gate)"
+    return f"""# SAE report
+
+- Date: {date}
+- Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
+- Model: {activations.model}{verified}
+- Layer: {activations.hook}
+- Seed: {seeds}
+- Steps: {steps}
+"""
+
+
+def health_lines(health: Health) -> str:
+    """A report's section on the training's health."""
+    rows = [
+        f"| {c.name} | {c.shown} | {c.seed} | {c.rule} | {c.band} | {'' if c.band == 'ok' else c.advice} |"
+        for c in health.checks
+    ]
+    return "\n".join(
+        [
+            "## Health",
+            "",
+            f"**{health.verdict}**. On training batches; of several seeds, the worst (docs/method.md §Health).",
+            "",
+            "| check | value | seed | rule | band | advice |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def given_up(config: SAEConfig, activations: Activations, trained: TrainedSAEs, health: Health) -> str:
+    """The text of `report.md` for a training that was stopped since it was hopeless."""
+    return f"""{head(config, activations, trained.steps)}
+Training was stopped after {trained.steps} of {config.training.steps} steps: {trained.hopeless} What there is was saved, \
+and not scored.
+
+{health_lines(health)}
+"""
+
+
+def report(
+    config: SAEConfig,
+    activations: Activations,
+    metrics: dict[str, Any],
+    end: Measurement,
+    health: Health,
+    steps: int,
+) -> str:
+    """The text of `report.md`, after `steps` steps."""
+    if "fourier_overlap" in metrics and "fourier_overlap_untrained" not in metrics:
+        raise HusaiError("report: the untrained SAE was not measured, so the overlap has no chance level")
     results = checks(config, metrics)
     table = "\n".join(f"| {c.name} | {c.value} | {c.target} | {c.verdict} |" for c in results)
     missed = [check for check in results if check.verdict == "missed"]
@@ -195,26 +254,18 @@ def report(config: SAEConfig, activations: Activations, metrics: dict[str, Any],
             missed.append(Check("fourier_overlap", "", "", "missed", advice))
     names = ", ".join(check.name for check in missed)
     observations = f"Missed: {names}." if missed else "Every criterion is met."
-    steps = (
+    next_steps = (
         "\n".join(f"- {ADVICE[check.advice]}" for check in missed)
         or "- Train more seeds and compare them (`husai sweep`)."
     )
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    verified = "" if activations.verified else " (**unverified**: the model fails the gate)"
-    return f"""# SAE report
-
-- Date: {date}
-- Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
-- Model: {activations.model}{verified}
-- Layer: {activations.hook}
-- Seed: {seeds}
-- Steps: {config.training.steps}
-
+    return f"""{head(config, activations, steps)}
 ## Training Metrics
 
 | criterion | value | target | verdict |
 |---|---|---|---|
 {table}
+
+{health_lines(health)}
 
 ## Fourier Validation
 
@@ -226,7 +277,7 @@ def report(config: SAEConfig, activations: Activations, metrics: dict[str, Any],
 
 ## Next Steps
 
-{steps}
+{next_steps}
 """
 
 

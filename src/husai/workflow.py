@@ -1,6 +1,7 @@
 """Whole jobs: train a model until it is a verified circuit, or compile one; train SAEs. Each fills a run folder."""
 
 import csv
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,9 @@ from husai.config import CompiledConfig, SAEConfig, Trainable
 from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
 from husai.runs import whole_folder, write_gate, write_record
-from husai.sae.train import Fresh, StepLog, Stop, TrainedSAEs, train_saes
+from husai.sae.health import assess
+from husai.sae.history import StepLog
+from husai.sae.train import Fresh, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
 from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify
@@ -127,6 +130,8 @@ def train_sae_run(
         metrics = finish(trained, folder)
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)
         write_history(folder / "history.csv", trained.history)
+        health = assess(trained.history, config).to_json()
+        (folder / "health.json").write_text(json.dumps(health, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return trained
 
 

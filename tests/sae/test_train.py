@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +12,11 @@ from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
 from husai.errors import HusaiError
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.batches import Batches
-from husai.sae.dictionary import finish
+from husai.sae.dictionary import finish, finished
+from husai.sae.optimisers import Average, RMSprop
 from husai.sae.params import Params, init_params, pre_activations
 from husai.sae.resample import resample_dead
+from husai.sae.terms import decorrelation
 from husai.sae.topk import TopK
 from husai.sae.train import clip_each, train_saes
 from husai.seeding import generator
@@ -161,7 +165,7 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     def spy_on_clip(gradients, limit):
         along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
         assert gradients.W_dec.abs().max() > 1e-3
-        clip_each(gradients, limit)
+        return clip_each(gradients, limit)
 
     monkeypatch.setattr(architecture, "losses", spy_on_losses)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
@@ -511,3 +515,182 @@ def test_fresh_samples_are_what_is_trained_on():
     assert not same(trained.ensemble.params, train_saes(x, recipe(init=(0, 1), data=(0, 1))).ensemble.params)
     alone = train_saes(x, recipe(init=(1,), data=(1,)), fresh=fresh)
     torch.testing.assert_close(alone.ensemble.params.W_dec[0], trained.ensemble.params.W_dec[1], atol=1e-4, rtol=1e-3)
+
+
+# --- further training features ---
+
+
+def test_rmsprop_with_bias_correction_is_adam_without_momentum(x):
+    adam, rmsprop, momentum = (
+        train_saes(x, recipe(init=(0, 1), data=(0, 1), steps=30, resample_every=20, **kind)).ensemble.params
+        for kind in ({"beta1": 0.0}, {"optimiser": "rmsprop"}, {})
+    )
+    for ours, expected, other in zip(rmsprop, adam, momentum, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+        assert (other - expected).abs().max() > 1e-3
+
+
+def test_rmsprop_by_hand():
+    # v̂ = 4 after one step of gradient 2; then v̂ = (.5·.5·4 + .5·16)/.75 = 12 at gradient 4
+    value = torch.tensor([1.0], requires_grad=True)
+    optimiser = RMSprop([value], lr=0.1, beta2=0.5, eps=0.0)
+    for gradient in (2.0, 4.0):
+        value.grad = torch.tensor([gradient])
+        optimiser.step()
+    assert value.item() == pytest.approx(1 - 0.1 * 2 / 2 - 0.1 * 4 / 12**0.5)
+
+
+def test_the_average_by_hand():
+    def at(number):
+        return Params(*(torch.full(shape, number) for shape in ((1, 2, 2), (1, 2), (1, 2, 2), (1, 2))))
+
+    average = Average(at(100.0), 0.5)  # the start does not count
+    average.update(at(1.0))
+    average.update(at(4.0))
+    assert all(value.unique().tolist() == [3.0] for value in average.value())  # (1 + 2·4)/3
+    average.restart(at(7.0), torch.tensor([[True, False]]))
+    restarted = average.value()
+    assert restarted.b_enc.tolist() == [[7.0, 3.0]]
+    assert restarted.W_dec.tolist() == [[[7.0, 7.0], [3.0, 3.0]]]
+    assert restarted.b_dec.tolist() == [[3.0, 3.0]]
+
+
+def test_finished_saes_are_averages_with_unit_rows(x):
+    seen = []
+    stop = {"stop": lambda _, ensemble: bool(seen.append(ensemble.params)), "stop_at": (0, 1, 2)}
+    settings = {"steps": 2, "normalise": "none", "resample_every": None}
+    plain = train_saes(x, recipe(**settings), **stop)
+    averaged = train_saes(x, recipe(**settings, ema_decay=0.5)).ensemble.params
+    torch.testing.assert_close(averaged.b_enc, (seen[1].b_enc + 2 * seen[2].b_enc) / 3, rtol=1e-4, atol=1e-5)
+    rows = F.normalize(seen[1].W_dec + 2 * seen[2].W_dec, dim=-1)
+    torch.testing.assert_close(averaged.W_dec, rows, rtol=1e-4, atol=1e-5)
+    assert not same(averaged, plain.ensemble.params)
+
+
+def test_decoder_rows_are_normalised_every_few_steps(x, monkeypatch):
+    drift, along, original = [], [], TopK.losses
+
+    def spy(self, params, *args, **kwargs):
+        drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
+        rows[:] = [F.normalize(params.W_dec.detach(), dim=-1)]
+        return original(self, params, *args, **kwargs)
+
+    def spy_on_clip(gradients, limit):
+        along.append(float((gradients.W_dec * rows[0]).sum(-1).abs().max() / gradients.W_dec.abs().max()))
+        return clip_each(gradients, limit)
+
+    rows: list[torch.Tensor] = []
+    monkeypatch.setattr(TopK, "losses", spy)
+    monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
+    trained = train_saes(x, recipe(steps=8, decoder_norm_every=3, resample_every=None))
+    assert [size < 1e-5 for size in drift] == [True, False, False, True, False, False, True, False]
+    assert max(along) < 1e-5
+    torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))
+
+
+def test_decorrelation_is_part_of_the_loss_and_spreads_atoms(x):
+    def train(weight):
+        trained = train_saes(x, recipe(KINDS["relu unit"], decorrelation=weight, resample_every=None), log_every=1)
+        return trained.history, float(decorrelation(trained.ensemble.params.W_dec))
+
+    (plain, free), (history, spread) = train(0.0), train(0.3)
+    start = float(decorrelation(init_params(D_IN, D_SAE, (0,)).W_dec))
+    assert history[0].terms["decorrelation"] == pytest.approx(0.3 * start, rel=1e-4)
+    assert history[0].penalty == pytest.approx(plain[0].penalty + 0.3 * start, rel=1e-4)
+    assert history[0].grad_norm > plain[0].grad_norm
+    assert "decorrelation" not in plain[0].terms
+    assert spread < 0.9 * free
+
+
+def test_the_target_l0_is_reached_by_every_seed_on_its_own(x):
+    kind = ReLUConfig(d_sae=D_SAE, l1_coefficient=0.1, l1_warmup_steps=10)
+    settings = {"steps": 500, "resample_every": None, "lr": 5e-3}
+    steered = train_saes(x, recipe(kind, (0, 1), (0, 1), **settings, target_l0=4.0, target_l0_rate=0.02), log_every=1)
+    free = train_saes(x, recipe(kind, (0, 1), (0, 1), **settings), log_every=1)
+    ends = [row for row in steered.history if row.step > 450]
+    for seed in (0, 1):
+        mean = sum(row.l0 for row in ends if row.seed == seed) / 50
+        assert mean == pytest.approx(4, abs=0.8)
+    assert free.history[-1].l0 > 6
+    assert {row.strength for row in free.history} == {1.0}
+    first = [row for row in steered.history if row.seed == 0]
+    assert {row.strength for row in first[:10]} == {1.0}  # warm-up
+    for before, now in pairwise(first[9:]):
+        assert now.strength == pytest.approx(before.strength * (now.l0 / 4) ** 0.02, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        (TopKConfig(d_sae=64), 8.0, "needs a penalty to steer; topk sets L0 by k"),
+        (ReLUConfig(d_sae=64, l1_coefficient=0), 8.0, "multiplies sae.l1_coefficient, which is 0"),
+        (ReLUConfig(d_sae=64), 65.0, "target_l0 65 exceeds d_sae 64"),
+    ],
+)
+def test_a_target_that_cannot_be_steered_to_is_refused(kind, target, message):
+    with pytest.raises(HusaiError, match=message):
+        SAEConfig.parse({"sae": kind.model_dump(), "training": {"target_l0": target}}, "some file")
+
+
+def test_new_settings_leave_old_run_ids_alone():
+    assert set(SAETrainingConfig().model_dump()) == {
+        *("steps", "batch_size", "lr", "warmup_steps", "decay_fraction", "decay", "beta1", "beta2", "clip_norm"),
+        *("resample_every", "resample_until"),
+    }
+
+
+def test_every_step_logs_gradient_norm_and_peak(x):
+    (row,) = train_saes(x, recipe(steps=1, batch_size=600, clip_norm=1e-3, resample_every=None)).history
+    params = init_params(D_IN, D_SAE, (0,)).map(lambda value: value.requires_grad_())
+    architecture, rows = architecture_of(KINDS["topk unit"]), Normaliser.fit(x)(x)[None]
+    codes = architecture.encode(params, rows)
+    ((architecture.decode(params, codes) - rows).pow(2).sum() / 600).backward()
+    gradients = params.map(lambda value: value.grad if value.grad is not None else torch.zeros_like(value))
+    W_dec = params.W_dec.detach()
+    along = (gradients.W_dec * W_dec).sum(-1, keepdim=True) * W_dec
+    squares = sum(float(value.pow(2).sum()) for value in gradients.replace(W_dec=gradients.W_dec - along))
+    assert row.grad_norm == pytest.approx(squares**0.5, rel=1e-3)
+    assert row.max_activation == pytest.approx(float(codes.detach().max()), rel=1e-4)
+
+
+# --- normalisations ---
+
+
+@pytest.mark.parametrize("kind", [KINDS[name] for name in ("topk unit", "topk weighted", "relu unit", "relu weighted")])
+def test_a_scale_for_every_coordinate_folds_without_changing_who_fires(x, make_params, kind):
+    spread = x.double() * torch.logspace(-2, 2, D_IN, dtype=torch.float64)
+    normaliser = Normaliser.fit(spread, how="feature")
+    params, raw = make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit"), spread.expand(2, -1, -1)
+    architecture = architecture_of(kind)
+    codes = architecture.encode(params, normaliser(raw))
+    expected = architecture.decode(params, codes) / normaliser.scale + normaliser.mean
+    made = finished(params, recipe(kind, (0, 1), (0, 1)), normaliser, ())
+    folded = architecture_of(made.config)
+    folded_codes = folded.encode(made.params, raw)
+    assert torch.equal(folded_codes > 0, codes > 0)
+    torch.testing.assert_close(folded.decode(made.params, folded_codes), expected)
+    sizes = made.params.W_dec.norm(dim=-1)
+    assert (sizes - 1).abs().max() < 1e-9 if kind.architecture == "relu" else (sizes - 1).abs().max() > 1
+
+
+@pytest.mark.parametrize("normalise", ["feature", "constant_norm", "none"])
+@pytest.mark.parametrize("name", ["topk unit", "relu weighted"])
+def test_training_under_every_normalisation_fits_raw_samples(x, normalise, name):
+    kind = KINDS[name].model_copy(update={} if name.startswith("topk") else {"l1_coefficient": 0.3})
+    trained = train_saes(x, recipe(kind, normalise=normalise, steps=200, batch_size=600, decay_fraction=0.5))
+    last, fit = trained.history[-1], evaluate_fit(trained.ensemble.member(0), x)
+    assert fit.explained_variance > 0.6
+    assert last.l0 == pytest.approx(fit.l0, abs=0.2)
+    if normalise == "none":  # training saw what the fit sees
+        assert last.explained_variance == pytest.approx(fit.explained_variance, abs=0.01)
+
+
+def test_constant_norm_gives_back_what_it_took(x):
+    made = train_saes(x, recipe(KINDS["relu unit"], normalise="constant_norm", steps=5)).ensemble
+    dictionary, inner = made.member(0), architecture_of(made.config)
+    sizes = x.norm(dim=1, keepdim=True) / D_IN**0.5
+    codes = inner.encode(made.params, (x / sizes)[None])
+    torch.testing.assert_close(dictionary.encode(x), codes[0])
+    torch.testing.assert_close(dictionary.decode(codes[0]), inner.decode(made.params, codes)[0] * sizes)
+    with pytest.raises(HusaiError, match=r"5 codes .* but the samples encoded last are 600"):
+        dictionary.decode(codes[0, :5])

@@ -23,6 +23,16 @@ def movements(half_way: Mapping[str, Interval], end: Mapping[str, Interval]) -> 
     return moved
 
 
+def doublings(steps: int, times: int = 4) -> tuple[int, ...]:
+    """The steps at which a run that may stop early is looked at: `steps`, half of it, and so on, in rising order."""
+    return tuple(sorted({steps >> time for time in range(times + 1)} - {0}))
+
+
+def is_flat(curve: Mapping[int, Mapping[str, Interval]], step: int) -> bool:
+    """Whether the run has converged at `step`, given what was measured there and at half of it."""
+    return step > 1 and step // 2 in curve and has_converged(curve[step // 2], curve[step])
+
+
 def has_converged(half_way: Mapping[str, Interval], end: Mapping[str, Interval]) -> bool:
     """Whether fit, agreement, recovery and number of live atoms were all flat over the last doubling of steps."""
     return all(change < TOLERANCES[name] for name, change in movements(half_way, end).items())

@@ -22,6 +22,12 @@ class BaseSAEConfig(Config):
         """Name and value of the dial that sets sparsity."""
         raise NotImplementedError
 
+    @property
+    def fixed_l0(self) -> float | None:
+        """Active latents a sample where the architecture itself sets them (its dial is k); None where a penalty does."""
+        name, value = self.sparsity
+        return value if name == "k" else None
+
 
 class TopKConfig(BaseSAEConfig):
     """TopK SAE (Gao et al. 2024)."""
@@ -94,6 +100,55 @@ class SAETrainingConfig(Config):
     resample_until: Fraction = Field(
         default=0.6, description="share of the steps after which nothing is resampled any more"
     )
+    optimiser: Literal["adam", "rmsprop"] = Field(
+        default="adam",
+        exclude_if=lambda name: name == "adam",
+        description="rmsprop: with bias correction, which is Adam at beta1 = 0 without the memory of a first moment",
+    )
+    normalise: Literal["scalar", "feature", "constant_norm", "none"] = Field(
+        default="scalar",
+        exclude_if=lambda how: how == "scalar",
+        description="what training sees: scalar: centred, mean squared norm d; feature: every coordinate centred, of variance "
+        "1; constant_norm: every sample of norm √d, not centred; none: raw activations",
+    )
+    decoder_norm_every: Positive = Field(
+        default=1,
+        exclude_if=lambda every: every == 1,
+        description="steps between projections of decoder rows to norm 1, where decoder_norm is unit",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        exclude_if=lambda decay: decay is None,
+        description="finished SAEs are exponential moving averages with this decay a step; null: the last step's weights",
+    )
+    decorrelation: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda weight: weight == 0,
+        description="β of β·Σ_{i≠j}(ŵ_i·ŵ_j)² over unit decoder rows, added to the loss",
+    )
+    target_l0: float | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda target: target is None,
+        description="L0 towards which the sparsity coefficient is steered, each seed's on its own; null: it is constant",
+    )
+    target_l0_rate: float = Field(
+        default=0.01,
+        gt=0,
+        allow_inf_nan=False,
+        exclude_if=lambda rate: rate == 0.01,
+        description="each step after warm-up multiplies the coefficient by exp(rate · (log L0 − log target_l0))",
+    )
+    stop: Literal["fixed", "hopeless", "converged"] = Field(
+        default="fixed",
+        exclude_if=lambda rule: rule == "fixed",
+        description="fixed: after `steps`; hopeless: earlier, once every seed has collapsed; converged: also once fit and "
+        "agreement are flat over a doubling of steps",
+    )
 
 
 class SAEConfig(Config):
@@ -108,4 +163,23 @@ class SAEConfig(Config):
     def _seeds_pair(self) -> Self:
         if len(self.init_seeds) != len(self.data_seeds) or not self.init_seeds:
             raise ValueError("init_seeds and data_seeds must be lists of equal length, one entry an SAE")
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Steps until every warm-up is over: the learning rate's, and that of any penalty."""
+        named = {name: getattr(part, name) for part in (self.training, self.sae) for name in type(part).model_fields}
+        return max(steps for name, steps in named.items() if name.endswith("warmup_steps"))
+
+    @model_validator(mode="after")
+    def _target_can_be_steered(self) -> Self:
+        target, (name, value) = self.training.target_l0, self.sae.sparsity
+        if target is None:
+            return self
+        if self.sae.fixed_l0 is not None:
+            raise ValueError(f"training.target_l0 needs a penalty to steer; {self.sae.architecture} sets L0 by {name}")
+        if value == 0:
+            raise ValueError(f"training.target_l0 multiplies sae.{name}, which is 0; it must be above 0")
+        if target > self.sae.d_sae:
+            raise ValueError(f"training.target_l0 {target:g} exceeds d_sae {self.sae.d_sae}")
         return self

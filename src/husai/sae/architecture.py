@@ -39,25 +39,31 @@ class Losses:
 
 
 class Step(NamedTuple):
-    """Gradients of one batch and what the training loop logs of it; fired: which latents were active at all."""
+    """Gradients of one batch and what the training loop logs of it.
+
+    fired: which latents were active at all. peak: the largest code.
+    """
 
     gradients: Params
     mse: Float[Tensor, "seeds"]
     terms: Mapping[str, Float[Tensor, "seeds"]]
     l0: Float[Tensor, "seeds"]
     fired: Bool[Tensor, "seeds d_sae"]
+    peak: Float[Tensor, "seeds"]
 
 
 class Architecture(ABC, Generic[C]):
     """One kind of SAE. Axes as in `Params`; x is normalised.
 
     saelens: what SAELens calls the folder it is saved as. scaled: its tensors beyond the four that are in units of codes.
-    encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones.
+    encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones. strength: what the
+    target-L0 controller multiplies the sparsity coefficient by, a number a seed; every penalised architecture applies it.
     """
 
     saelens: ClassVar[str]
     scaled: ClassVar[tuple[str, ...]] = ()
     encoder_scale: ClassVar[float] = 1.0
+    strength: Float[Tensor, "seeds"] | float = 1.0
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -89,7 +95,8 @@ class Architecture(ABC, Generic[C]):
         active = losses.codes != 0
         terms = {name: value.detach() for name, value in losses.terms.items()}
         named = dict(zip((name for name, _ in params.items()), gradients, strict=True))
-        return Step(Params.of(named), losses.mse.detach(), terms, active.sum(-1).double().mean(-1), active.any(1))
+        l0, peak = active.sum(-1).double().mean(-1), losses.codes.detach().abs().amax((1, 2))
+        return Step(Params.of(named), losses.mse.detach(), terms, l0, active.any(1), peak)
 
     def settle(self, params: Params) -> None:
         """After the update, in place: what keeps parameters where they may be."""

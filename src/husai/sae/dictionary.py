@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.activations import Normaliser
-from husai.config import SAEKind
+from husai.activations import Normaliser, rescale
+from husai.config import SAEConfig, SAEKind
+from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
@@ -46,12 +47,16 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class SAEEnsemble:
-    """S trained SAEs of one config, on raw activations, with unit decoder rows."""
+    """S trained SAEs of one config, on raw activations, with unit decoder rows (but see `finish`).
+
+    constant_norm: whether each sample is scaled to norm √d before it is encoded, and back after it is decoded.
+    """
 
     params: Params
     config: SAEKind
     init_seeds: tuple[int, ...]
     data_seeds: tuple[int, ...]
+    constant_norm: bool = False
 
     def __len__(self) -> int:
         return len(self.init_seeds)
@@ -66,10 +71,13 @@ class SAEEnsemble:
         params = self.params.map(lambda value: value[index : index + 1])
         seeds = {"init_seed": self.init_seeds[index], "data_seed": self.data_seeds[index]}
         kind: dict[str, object] = {"architecture": self.config.architecture, **dict([self.config.sparsity])}
-        return as_dictionary(params, architecture_of(self.config), kind | seeds | (meta or {}))
+        known = kind | seeds | (meta or {})
+        return as_dictionary(params, architecture_of(self.config), known, constant_norm=self.constant_norm)
 
 
-def as_dictionary(params: Params, architecture: Architecture, meta: dict[str, object]) -> Dictionary:
+def as_dictionary(
+    params: Params, architecture: Architecture, meta: dict[str, object], *, constant_norm: bool = False
+) -> Dictionary:
     """The only seed of stacked parameters as a Dictionary."""
 
     def encode(x: Tensor) -> Tensor:
@@ -80,17 +88,65 @@ def as_dictionary(params: Params, architecture: Architecture, meta: dict[str, ob
         with torch.no_grad():
             return architecture.decode(params, codes[None])[0]
 
-    return Dictionary(params.W_dec[0], encode, decode, meta)
+    made = Dictionary(params.W_dec[0], encode, decode, meta)
+    return rescaling(made) if constant_norm else made
 
 
-def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...]) -> Params:
+def rescaling(inner: Dictionary) -> Dictionary:
+    """A dictionary of samples of norm √d as one of raw samples.
+
+    Codes do not say how long a sample was, so `decode` takes that from the samples last encoded, as SAELens'
+    `constant_norm_rescale` does, and raises HusaiError if they are of another number.
+    """
+    sizes: list[Tensor] = []
+
+    def encode(x: Tensor) -> Tensor:
+        scaled = rescale(x)
+        sizes[:] = [scaled.size]
+        return inner.encode(scaled.x)
+
+    def decode(codes: Tensor) -> Tensor:
+        if not sizes or len(sizes[0]) != len(codes):
+            raise HusaiError(
+                f"decode: {len(codes)} codes of an SAE that scales each sample to constant norm, but the samples encoded last "
+                f"are {len(sizes[0]) if sizes else 0}; encode the samples whose codes these are"
+            )
+        return inner.decode(codes) * sizes[0]
+
+    return Dictionary(inner.W_dec, encode, decode, inner.meta)
+
+
+def finished(params: Params, config: SAEConfig, normaliser: Normaliser, scaled: tuple[str, ...]) -> SAEEnsemble:
+    """Trained parameters as SAEs on raw activations."""
+    kind, competing = config.sae, config.sae.fixed_l0 is not None
+    if competing and isinstance(normaliser.scale, Tensor):  # the norms that selection saw are in its scores already
+        kind = kind.model_copy(update={"decoder_norm": "unit"})
+    weights = finish(params, normaliser, scaled, competing=competing)
+    return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds, normaliser.each)
+
+
+def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...], *, competing: bool = False) -> Params:
     """Fold decoder norms and input normalisation into the weights: same reconstructions, unit decoder rows, raw input.
 
     Both foldings rest on the codes being positively homogeneous: f(c·h) = c·f(h) for c > 0, as ReLU and TopK are; so are
     thresholds and biases, if they grow along (`scaled` names them). Codes come out in units of raw activations.
+
+    A scale of its own for every coordinate gives decoder rows of equal norm unequal ones. Where latents compete for a
+    place (`competing`), dividing those out would change who wins: rows then keep them, and codes the units of training.
     """
     norms = params.W_dec.norm(dim=-1).clamp(min=1e-12)
     scale, mean = normaliser.scale, normaliser.mean.to(params.b_dec)
+    if isinstance(scale, Tensor):
+        scale = scale.to(params.b_dec)
+        rows = params.W_dec / scale
+        norms = norms if competing else rows.norm(dim=-1).clamp(min=1e-12)
+        return Params(
+            params.W_enc * scale[:, None] * norms[:, None],
+            params.b_enc * norms,
+            rows / norms[..., None],
+            params.b_dec / scale + mean,
+            {name: value * norms if name in scaled else value for name, value in params.more.items()},
+        )
     return Params(
         params.W_enc * norms[:, None],
         params.b_enc * norms / scale,

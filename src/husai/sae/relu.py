@@ -26,5 +26,5 @@ class ReLU(Architecture[ReLUConfig]):
         codes, config = self.encode(params, x), self.config
         warmth = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
         norms = params.W_dec.norm(dim=-1)
-        l1 = config.l1_coefficient * warmth * (codes * norms[:, None]).sum(-1).mean(-1)
+        l1 = config.l1_coefficient * self.strength * warmth * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)

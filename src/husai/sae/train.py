@@ -1,10 +1,11 @@
 """The one training loop: S seeds at once, each exactly as it would train alone. It knows no metric."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,9 +15,13 @@ from husai.errors import HusaiError
 from husai.sae.architecture import Architecture, Step
 from husai.sae.architectures import architecture_of
 from husai.sae.batches import Batches, Fresh
-from husai.sae.dictionary import SAEEnsemble, finish
+from husai.sae.dictionary import SAEEnsemble, finished
+from husai.sae.health import STRIDE, hopeless
+from husai.sae.history import StepLog
+from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.params import Params, init_params
 from husai.sae.resample import resample_dead
+from husai.sae.terms import decorrelation_term, steer
 from husai.schedule import trapezoid
 from husai.seeding import generator
 
@@ -24,46 +29,13 @@ Stop = Callable[[int, SAEEnsemble], bool]
 
 
 @dataclass(frozen=True)
-class StepLog:
-    """One row of a training history, per seed and on the training batch (reports use the whole grid instead).
-
-    epoch: passes over the data so far. penalty: sum of `terms`, what is added to mse, by name. explained_variance:
-    1 − mse / d_in, since inputs have mean squared norm d_in. dead: fraction of latents that have not fired for a pass over
-    the data.
-    """
-
-    step: int
-    epoch: float
-    seed: int
-    lr: float
-    loss: float
-    mse: float
-    penalty: float
-    l0: float
-    explained_variance: float
-    dead: float
-    terms: Mapping[str, float]
-
-    @property
-    def line(self) -> dict[str, float]:
-        """The row of a table: every term in a column of its own."""
-        plain = {name: value for name, value in vars(self).items() if name != "terms"}
-        return plain | dict(self.terms)
-
-
-def mean_log(rows: list[StepLog]) -> dict[str, float]:
-    """Figures of one step averaged over seeds, for trackers and progress bars."""
-    names = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr")
-    return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
-
-
-@dataclass(frozen=True)
 class TrainedSAEs:
-    """The ensemble after `steps` steps, and its history."""
+    """The ensemble after `steps` steps, and its history. hopeless: why training was given up, or nothing."""
 
     ensemble: SAEEnsemble
     steps: int
     history: tuple[StepLog, ...]
+    hopeless: str = ""
 
 
 def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
@@ -72,12 +44,19 @@ def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
     return every is not None and 0 < step < until and step % every == 0
 
 
-def clip_each(gradients: Params, limit: float) -> None:
-    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it."""
+def norm_each(gradients: Params) -> Float[Tensor, "seeds"]:
+    """Norm of each seed's gradient."""
     squares = [gradient.flatten(1).pow(2).sum(1) for gradient in gradients]
-    factor = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def clip_each(gradients: Params, limit: float) -> Float[Tensor, "seeds"]:
+    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it; returns the norms before."""
+    norms = norm_each(gradients)
+    factor = (limit / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+    return norms
 
 
 class Trainer:
@@ -90,13 +69,16 @@ class Trainer:
         self.config, self.recipe = config, config.training
         if len(x) < self.recipe.batch_size:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
-        self.normaliser = Normaliser.fit(x)
+        self.normaliser = Normaliser.fit(x, how=self.recipe.normalise)
         self.architecture: Architecture[Any] = architecture_of(config.sae)
         self.samples = self.normaliser(x).to(device)
+        self.variance = float(self.samples.var(0, correction=0).sum())
         start = self.architecture.init(init_params(x.shape[1], config.sae.d_sae, config.init_seeds))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
-        betas = (self.recipe.beta1, self.recipe.beta2)
-        self.optimiser = torch.optim.Adam(list(self.params), lr=self.recipe.lr, betas=betas, fused=True)
+        self.optimiser = optimiser_of(self.params, self.recipe)
+        self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
+        self.strength = torch.ones(len(config.init_seeds), device=device)
+        self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
         self.batches = Batches(self.samples, self.recipe.batch_size, config.data_seeds, self.normaliser, fresh)
         seeds = zip(config.init_seeds, config.data_seeds, strict=True)
         self.resampling = [generator("sae-resample", *pair) for pair in seeds]
@@ -119,51 +101,75 @@ class Trainer:
         """One update. Gradients are those of each seed alone."""
         if resampling_due(self.step, self.recipe):
             where = (self.params, self.optimiser, self.samples, self.architecture, self.resampling)
-            self.silent[resample_dead(*where)] = 0
+            replaced = resample_dead(*where)
+            self.silent[replaced] = 0
+            if self.average is not None:
+                self.average.restart(self.params, replaced)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
-        done = self._update(self.architecture.gradients(self.params, x, step=self.step, dead=dead))
+        if self.recipe.target_l0 is not None:
+            self.architecture.strength = self.strength
+        done = self._update(self._with_terms(self.architecture.gradients(self.params, x, step=self.step, dead=dead)))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.params)
+        if self.recipe.target_l0 is not None and self.step > self.config.warmup:
+            l0 = done.l0.to(self.strength)
+            self.strength = steer(self.strength, l0, target=self.recipe.target_l0, rate=self.recipe.target_l0_rate)
         return done
 
+    def _with_terms(self, done: Step) -> Step:
+        """With the loss terms that the recipe adds to the architecture's own."""
+        if not self.recipe.decorrelation:
+            return done
+        term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation)
+        gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec)
+        return done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
+
     def _update(self, done: Step) -> Step:
-        """With unit-norm decoders, gradients along the rows are dropped and norms restored."""
+        """With unit-norm decoders, gradients along the rows are dropped, and norms restored when they are due."""
         unit, gradients, W_dec = self.config.sae.decoder_norm == "unit", done.gradients, self.params.W_dec
+        every, limit = self.recipe.decoder_norm_every, self.recipe.clip_norm
         with torch.no_grad():
             if unit:
-                gradients.W_dec.sub_((gradients.W_dec * W_dec).sum(-1, keepdim=True) * W_dec)
-            if self.recipe.clip_norm is not None:
-                clip_each(gradients, self.recipe.clip_norm)
+                rows = W_dec if every == 1 else F.normalize(W_dec, dim=-1)
+                gradients.W_dec.sub_((gradients.W_dec * rows).sum(-1, keepdim=True) * rows)
+            self.grad_norm = norm_each(gradients) if limit is None else clip_each(gradients, limit)
             for value, gradient in zip(self.params, gradients, strict=True):
                 value.grad = gradient
             self.optimiser.step()
-            if unit:
+            if unit and (self.step + 1) % every == 0:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
             self.architecture.settle(self.params)
         return done
 
     def ensemble(self) -> SAEEnsemble:
         """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
-        raw = self.params.map(lambda value: value.detach().cpu().clone())
-        weights = finish(raw, self.normaliser, self.architecture.scaled)
-        if not all(bool(value.isfinite().all()) for value in weights):
+        averaged = self.average is not None and self.step > 0
+        now = self.average.value() if self.average is not None and averaged else self.params
+        raw = now.map(lambda value: value.detach().cpu().clone())
+        if self.config.sae.decoder_norm == "unit" and (averaged or self.recipe.decoder_norm_every > 1):
+            raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
+        made = finished(raw, self.config, self.normaliser, self.architecture.scaled)
+        if not all(bool(value.isfinite().all()) for value in made.params):
             raise self.diverged("weights are")
-        return SAEEnsemble(weights, self.config.sae, self.config.init_seeds, self.config.data_seeds)
+        return made
 
     def log(self, done: Step, rate: float) -> list[StepLog]:
         """One row a seed of the step just done. Raises HusaiError if a loss is not finite."""
         epoch = self.step * self.recipe.batch_size / len(self.samples)
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
-        explained = 1 - done.mse / self.samples.shape[1]
-        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead, *done.terms.values())
+        explained = 1 - done.mse / self.variance
+        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead)
+        columns += (self.grad_norm, done.peak, self.strength, *done.terms.values())
         per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
         rows = []
         for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
-            terms = dict(zip(done.terms, row[6:], strict=True))
-            rows.append(StepLog(self.step, epoch, seed, rate, *row[:6], terms=terms))
+            terms = dict(zip(done.terms, row[9:], strict=True))
+            rows.append(StepLog(self.step, epoch, seed, rate, *row[:9], terms=terms))
         if not all(row.loss < float("inf") for row in rows):
             raise self.diverged("loss is")
         return rows
@@ -186,19 +192,20 @@ def train_saes(
     fresh: Fresh | None = None,
     device: str = "cpu",
 ) -> TrainedSAEs:
-    """Train one SAE a seed on raw activations x (centred and scaled inside, folded back into the result).
+    """Train one SAE a seed on raw activations x (normalised inside, which is folded back into the result).
 
     fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
     are centred and scaled, what a pass is, and which latents are dead.
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
-    Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn
-    non-finite.
+    Unless `training.stop` is fixed, training also ends once it is `hopeless`, which the result then says. Raises HusaiError
+    if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn non-finite.
     """
     trainer = Trainer(x, config, fresh=fresh, device=device)
     interval, last = log_every or trainer.batches.per_epoch, config.training.steps
     history: list[StepLog] = []
+    judged = 0
     for step in range(last):
         if step in stop_at and stop(step, trainer.ensemble()):
             return TrainedSAEs(trainer.ensemble(), step, tuple(history))
@@ -208,6 +215,10 @@ def train_saes(
             rows = trainer.log(done, rate)
             history.extend(rows)
             on_log(rows)
+            if config.training.stop != "fixed" and trainer.step * STRIDE // last > judged:
+                judged = trainer.step * STRIDE // last
+                if reason := hopeless(history, config):
+                    return TrainedSAEs(trainer.ensemble(), trainer.step, tuple(history), reason)
     final = trainer.ensemble()
     if last in stop_at:
         stop(last, final)

@@ -20,6 +20,7 @@ from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary
 from husai.sae.params import Params
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONSTANT_NORM = "constant_norm_rescale"  # SAELens' name for samples that are each scaled to norm √d
 READ = {kind.saelens: name for name, kind in reversed(ARCHITECTURES.items())}  # SAELens' names, as ours
 
 
@@ -40,7 +41,7 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "normalize_activations": CONSTANT_NORM if ensemble.constant_norm else "none",
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": version("sae-lens"),
@@ -66,7 +67,7 @@ def load_sae(folder: str | Path) -> Dictionary:
     meta = {**config["metadata"], "architecture": config["architecture"]}
     plain = (
         config.get("apply_b_dec_to_input", True)
-        and config.get("normalize_activations", "none") == "none"
+        and config.get("normalize_activations", "none") in ("none", CONSTANT_NORM)
         and config.get("reshape_activations", "none") == "none"
         and not config.get("rescale_acts_by_decoder_norm", False)
         and config["architecture"] in READ
@@ -94,7 +95,8 @@ def load_sae(folder: str | Path) -> Dictionary:
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
     kind: dict[str, object] = {"architecture": architecture.config.architecture, **dict([architecture.config.sparsity])}
-    return as_dictionary(params, architecture, kind | seeds | meta)
+    each = config.get("normalize_activations") == CONSTANT_NORM
+    return as_dictionary(params, architecture, kind | seeds | meta, constant_norm=each)
 
 
 def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:

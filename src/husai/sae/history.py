@@ -1,0 +1,42 @@
+"""What a training says of itself as it goes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One row of a training history, per seed and on the training batch (reports use the whole grid instead).
+
+    epoch: passes over the data so far. penalty: sum of `terms`, what is added to mse, by name. explained_variance:
+    1 − mse / variance, in the normalised space of training. dead: fraction of latents that have not fired for a pass over
+    the data. grad_norm: norm of the seed's gradient before clipping. max_activation: largest code of the batch. strength:
+    what the target-L0 controller multiplies the sparsity coefficient by.
+    """
+
+    step: int
+    epoch: float
+    seed: int
+    lr: float
+    loss: float
+    mse: float
+    penalty: float
+    l0: float
+    explained_variance: float
+    dead: float
+    grad_norm: float
+    max_activation: float
+    strength: float
+    terms: Mapping[str, float]
+
+    @property
+    def line(self) -> dict[str, float]:
+        """The row of a table: every term in a column of its own."""
+        plain = {name: value for name, value in vars(self).items() if name != "terms"}
+        return plain | dict(self.terms)
+
+
+def mean_log(rows: list[StepLog]) -> dict[str, float]:
+    """Figures of one step averaged over seeds, for trackers and progress bars."""
+    names = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr", "grad_norm")
+    return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
