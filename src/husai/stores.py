@@ -70,7 +70,7 @@ class Store:
     def aligned(self, index: int, name: str) -> Tensor:
         """What one shard holds beside x, by name. Raises HusaiError if there is no such tensor."""
         path = self.shards[index].path
-        tensors = _tensors(path)
+        tensors = read_file(path)
         if name not in tensors:
             raise HusaiError(f"{path}: has no tensor '{name}'; it holds {', '.join(tensors)}")
         return tensors[name]
@@ -101,7 +101,7 @@ def file_hash(path: Path) -> str:
         raise HusaiError(f"{path}: cannot be read ({reason(error)})") from None
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file by name; what a `.pt` file holds bare is called x. Large files are mapped, not read."""
     try:
         if path.suffix == ".safetensors":
@@ -131,7 +131,7 @@ def _load_pt(path: Path) -> Any:
 
 def _open_tensor(path: Path) -> Tensor:
     """The activations in a file: the tensor x, or the only tensor of floating numbers there is."""
-    tensors = _tensors(path)
+    tensors = read_file(path)
     floating = [value for value in tensors.values() if value.is_floating_point()]
     if "x" in tensors and tensors["x"].is_floating_point():
         return tensors["x"]
