@@ -31,7 +31,7 @@ from husai.seeding import generator
 INDEX, UNFINISHED, FORMAT = "store.json", "UNFINISHED", 1
 ROWS_PER_SHARD = 65536
 SAMPLE = 16384  # rows that stand for a store where all of them would have to be in memory
-PART = 8192  # rows summed at once
+PART = 2048  # rows summed at once
 DTYPES = {
     str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 }
@@ -114,7 +114,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise HusaiError(
             f"{path}: is damaged, or a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
         ) from None
-    except Exception:  # arbitrary bytes make readers fail in arbitrary ways
+    except MemoryError:
+        raise
+    except Exception as error:  # arbitrary bytes make readers fail in arbitrary ways
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: does not fit into memory") from None
         raise HusaiError(f"{path}: is not a complete {path.suffix} file; it may be truncated") from None
     found = {"x": data} if isinstance(data, Tensor) else data
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
