@@ -114,11 +114,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise HusaiError(
             f"{path}: is damaged, or a pickle that would run code when loaded; only plain tensors are read (weights_only=True)"
         ) from None
-    except MemoryError:
-        raise
     except Exception as error:  # arbitrary bytes make readers fail in arbitrary ways
-        if "allocate memory" in str(error):
-            raise MemoryError(f"{path}: does not fit into memory") from None
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise HusaiError(f"{path}: does not fit into the memory that is left; write smaller shards") from None
         raise HusaiError(f"{path}: is not a complete {path.suffix} file; it may be truncated") from None
     found = {"x": data} if isinstance(data, Tensor) else data
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

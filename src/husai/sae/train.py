@@ -20,7 +20,7 @@ from husai.sae.params import Params, init_params
 from husai.sae.resample import resample_dead
 from husai.schedule import trapezoid
 from husai.seeding import generator
-from husai.stores import Store, fit_normaliser, sample_rows
+from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
 
 Stop = Callable[[int, SAEEnsemble], bool]
 
@@ -104,7 +104,8 @@ class Trainer:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
         self.normaliser = fit_normaliser(x) if isinstance(x, Store) else Normaliser.fit(x)
         self.architecture: Architecture[Any] = architecture_of(config.sae)
-        self.samples = self.normaliser(sample_rows(x) if isinstance(x, Store) else x).to(device)
+        held = sample_rows(x, min(SAMPLE, self.recipe.buffer_rows)) if isinstance(x, Store) else x
+        self.samples = self.normaliser(held).to(device)
         start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         betas = (self.recipe.beta1, self.recipe.beta2)
