@@ -12,20 +12,23 @@ from typing import Annotated
 
 import typer
 
-from husai.console import exits
+from husai.cli import DeterministicOption, DryRunOption, ResumeOption, ShardDirOption
+from husai.console import exits, say
 from husai.tracking import PROJECT
 
 
 @exits
 def main(
-    transformer_checkpoint: Annotated[str, typer.Option(help="reference name, run folder or weights file")],
+    transformer_checkpoint: Annotated[
+        str | None, typer.Option(help="reference name, run folder or weights file; with --shard-dir it may be left out")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings, such as sae.k=16")] = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name")] = "topk_8x",
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
     position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
     seed: Annotated[int | None, typer.Option(min=0, help="sets the init and the data seed")] = None,
-    epochs: Annotated[float | None, typer.Option(help="passes over the grid, in place of training.steps")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the samples, in place of training.steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="training.batch_size")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="training.lr")] = None,
     op: Annotated[str | None, typer.Option(help="operation of a bare weights file")] = None,
@@ -37,38 +40,52 @@ def main(
     no_wandb: Annotated[bool, typer.Option("--no-wandb", help="do not track with W&B")] = False,
     wandb_project: Annotated[str, typer.Option(help="W&B project")] = PROJECT,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+    shard_dir: ShardDirOption = None,
+    resume_from: ResumeOption = None,
+    checkpoint_interval: Annotated[int | None, typer.Option(min=1, help="training.checkpoint_every")] = None,
+    deterministic: DeterministicOption = False,
+    dry_run: DryRunOption = False,
 ) -> int:
     """Train, score and report."""
     from husai.config import SAEConfig
     from husai.console import require_device
     from husai.errors import HusaiError
     from husai.resources import find_config
-    from husai.single import Request, train_single
+    from husai.single import Request, estimate_single, train_single
 
-    flags = {"training.batch_size": batch_size, "training.lr": learning_rate}
+    flags = {
+        "training.batch_size": batch_size,
+        "training.lr": learning_rate,
+        "training.checkpoint_every": checkpoint_interval,
+    }
     settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if seed is not None:
         settings += [f"init_seeds=[{seed}]", f"data_seeds=[{seed}]"]
     if epochs is not None and epochs <= 0:
         raise HusaiError(f"--epochs {epochs}: must be above 0")
     chosen = SAEConfig.load(find_config(config, "examples"), [*(overrides or []), *settings])
-    train_single(
-        Request(
-            model=transformer_checkpoint,
-            hook=hook,
-            layer=layer,
-            position=position,
-            op=op,
-            config=chosen,
-            out=save_dir,
-            allow_unverified=allow_unverified,
-            device=require_device(device),
-            quiet=quiet,
-            epochs=epochs,
-            tracking="none" if no_wandb else "auto",
-            project=wandb_project,
-        )
+    request = Request(
+        model=transformer_checkpoint,
+        hook=hook,
+        layer=layer,
+        position=position,
+        op=op,
+        config=chosen,
+        out=save_dir,
+        allow_unverified=allow_unverified,
+        device=require_device(device),
+        quiet=quiet,
+        epochs=epochs,
+        tracking="none" if no_wandb else "auto",
+        project=wandb_project,
+        shard_dir=shard_dir,
+        resume_from=resume_from,
+        deterministic=deterministic,
     )
+    if dry_run:
+        say("\n".join(estimate_single(request).lines))
+    else:
+        train_single(request)
     return 0
 
 

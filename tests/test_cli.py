@@ -112,6 +112,14 @@ def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
         (["sae", "train", "add-p59-0", "sae.architecture=magic"], "sae"),
         (["sae", "train", "add-p59-0", "--device", "cuda:99"], "--device cuda:99: not available"),
         (["activations", "extract", "add-p59-0", "--out", "a.txt"], "a.txt: activations are written as .safetensors"),
+        (["sae", "train", "sae.k=4", "--shard-dir", "nowhere"], "nowhere: no such folder of activations"),
+        (["sae", "train"], "needs a MODEL, a store of activations (--shard-dir), or both"),
+        (["sae", "train", "add-p59-0", "--resume-from", "nowhere"], "nowhere: holds no checkpoint"),
+        (["activations", "verify", "nowhere"], "nowhere: no such folder of activations"),
+        (
+            ["activations", "capture", "--model", "add-p59-0", "--hook", "resid_pots", "--out", "s"],
+            "hook: 'resid_pots' does not exist",
+        ),
         (["sweep", "nonsense"], "no shipped config of that name"),
         (["report", "nowhere"], "is not a suite's results folder"),
     ],
@@ -224,3 +232,65 @@ def test_sae_train_writes_folders_that_saelens_layout_has(tmp_path):
     ):
         assert message in sentence(husai("sae", "score", *arguments, cwd=tmp_path))
     shutil.rmtree(tmp_path / "saes")
+
+
+SMALL = ["sae.d_sae=32", "sae.k=4", "sae.k_aux=4", "training.steps=60", "training.batch_size=128"]
+
+
+def test_a_captured_store_trains_without_its_model(tmp_path):
+    from safetensors.torch import load_file
+
+    capture = ["activations", "capture", "--model", "add-p59-0", "--hook", "resid_post", "--position", -1]
+    made = husai(
+        *capture, "--num-batches", 40, "--batch-size", 100, "--rows-per-shard", 900, "--out", "s", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    assert "s: 4000 rows of width 128 in 5 shard(s), blocks.0.hook_resid_post" in made.stdout
+    assert "all whole" in husai("activations", "verify", "s", cwd=tmp_path).stdout
+    train = ["sae", "train", "--shard-dir", "s", *SMALL, "--deterministic"]
+    expected = json.loads(husai(*train, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert expected["steps"] == 60
+    assert expected["seconds"] > 0
+    assert not (tmp_path / "runs").exists()
+    for out in ("one", "two"):
+        done = husai(*train, "--seeds", 2, "--out", out, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    report = (tmp_path / "one" / "report.md").read_text()
+    assert "Model: add-p59-0\n" in report
+    assert "Trained on: s (4000 rows in 5 shards)" in report
+    one, two = (load_file(tmp_path / out / "seed-1-1" / "sae_weights.safetensors") for out in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    scored = json.loads(husai("sae", "train", "add-p59-0", *train[2:], "--out", "three", "--json", cwd=tmp_path).stdout)
+    assert "fourier_overlap" in scored
+    (tmp_path / "s" / "shard-00003.safetensors").write_bytes(b"short")
+    damaged = sentence(husai("activations", "verify", "s", cwd=tmp_path))
+    assert "shard-00003.safetensors: is truncated or damaged" in damaged
+
+
+def test_a_killed_run_goes_on_when_the_command_is_given_again(tmp_path):
+    script = (
+        "import os, signal\n"
+        "from husai.sae.train import Trainer\n"
+        "advance = Trainer.advance\n"
+        "def dying(self):\n"
+        "    if self.step == 45: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return advance(self)\n"
+        "Trainer.advance = dying\n"
+        "import sys\n"
+        "from husai.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    every = ["training.checkpoint_every=10", "--deterministic", "--json"]
+    train = ["sae", "train", "add-p59-0", *SMALL, *every, "--out"]
+    killed = subprocess.run([sys.executable, "-c", script, *train, "run"], cwd=tmp_path, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "run.checkpoints" / "step-000000040.json").is_file()
+    changed = husai(*train, "run", "training.lr=0.5", cwd=tmp_path)
+    assert "since training.lr was 0.001 and is now 0.5" in sentence(changed)
+    resumed = husai(*train, "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout == husai(*train, "whole", cwd=tmp_path).stdout
+    first, second = ((tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("run", "whole"))
+    assert first == second
+    assert not (tmp_path / "run.checkpoints").exists()
+    assert "checkpoint_every" not in (tmp_path / "run" / "config.yaml").read_text()

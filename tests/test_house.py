@@ -23,13 +23,15 @@ ROOMS = [
         "activations",
         "truth",
         "runs",
+        "stores",
+        "capture",
     ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
     *("suite", "controls", "single", "pipeline", "api", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
-    "transformer_lens": {"transformer/weights.py"},
+    "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py"},
 }
 LAZY = {"wandb", "transformer_lens", "sae_lens"}

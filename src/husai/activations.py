@@ -72,15 +72,20 @@ class Normaliser:
         if len(bad):
             raise HusaiError(f"{where}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
         mean = x.mean(0)
-        size = float((x - mean).pow(2).sum(1).mean().sqrt())
+        return cls.of(mean, x.std(0, correction=0), float((x - mean).pow(2).sum(1).mean().sqrt()), where, how)
+
+    @classmethod
+    def of(
+        cls, mean: Float[Tensor, "d"], deviation: Float[Tensor, "d"], size: float, where: str, how: Normalisation
+    ) -> "Normaliser":
+        """From moments: mean and deviation of every coordinate, and size, the root of the summed variances."""
         if size <= 1e-6 * max(1.0, float(mean.norm())):
             raise HusaiError(f"{where}: do not vary over the samples, so there is nothing to learn")
         if how in ("none", "constant_norm"):
             return cls(torch.zeros_like(mean), 1.0, each=how == "constant_norm")
         if how == "feature":
-            deviation = x.std(0, correction=0)
             return cls(mean, 1 / deviation.clamp(min=1e-6 * float(deviation.max())))
-        return cls(mean, math.sqrt(x.shape[1]) / size)
+        return cls(mean, math.sqrt(len(mean)) / size)
 
     def __call__(self, x: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
         moved = (x - self.mean) * self.scale

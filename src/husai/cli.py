@@ -34,6 +34,16 @@ OpOption = Annotated[str | None, typer.Option(help="operation of a bare weights 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")]
 UnverifiedOption = Annotated[bool, typer.Option(help="go on if the gate fails; every result is marked unverified")]
+ShardDirOption = Annotated[
+    Path | None, typer.Option(help="store of activations to train on (husai activations capture), streamed")
+]
+ResumeOption = Annotated[
+    Path | None, typer.Option(help="folder of checkpoints to go on from; a run's own are found without it")
+]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic", help="one thread and deterministic algorithms: reruns agree in every bit")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print what the run would take, and stop")]
 JobsOption = Annotated[int, typer.Option(min=1, help="cells computed at once, each in its own process")]
 
 
@@ -203,10 +213,80 @@ def activations_extract(
     return None
 
 
+@activations_app.command("capture")
+@exits
+def activations_capture(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="a name TransformerLens knows (gpt2), a folder of a TransformerLens or Hugging Face model, or a MODEL"
+        ),
+    ],
+    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")],
+    out: Annotated[Path, typer.Option(help="folder to write: shards and store.json")],
+    num_batches: Annotated[int, typer.Option(min=1, help="batches run")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="sequences a batch")] = 32,
+    layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="text, or token ids (.pt, .safetensors); without it, tokens are drawn at random")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="tokens a sequence; default the model's context")] = None,
+    position: Annotated[int | None, typer.Option(help="the only position kept; default all")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of tokens drawn at random")] = 0,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of each file")] = 65536,
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float64 on disk")] = "float32",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Write a TransformerLens model's activations at one hook as a store that `sae train --shard-dir` streams."""
+    from husai.capture import Request, capture
+
+    where = console.require_device(device)
+    store = capture(
+        Request(
+            model=model,
+            hook=hook,
+            layer=layer,
+            batches=num_batches,
+            batch_size=batch_size,
+            out=out,
+            tokens=tokens,
+            seq_len=seq_len,
+            position=position,
+            seed=seed,
+            rows_per_shard=rows_per_shard,
+            dtype=dtype,
+            device=where,
+        )
+    )
+    if json:
+        return console.show_json(
+            {"rows": len(store), "d": store.d, "dtype": store.dtype, "shards": len(store.shards), **store.of}
+        )
+    say(f"{out}: {len(store)} rows of width {store.d} in {len(store.shards)} shard(s), {store.of['hook_name']}")
+    return None
+
+
+@activations_app.command("verify")
+@exits
+def activations_verify(folder: Annotated[Path, typer.Argument(help="a store, or a folder of shards")]) -> None:
+    """Read every shard: checksums, shapes, NaN. Exit 0 if all are whole, 2 with the first that is not."""
+    from husai.stores import open_store
+
+    store = open_store(folder)
+    store.verify()
+    say(f"{folder}: {len(store)} rows of width {store.d} ({store.dtype}) in {len(store.shards)} shard(s), all whole")
+
+
 @sae_app.command("train")
 @exits
 def sae_train(
-    model: ModelArg,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="MODEL: a reference name (add-p113-0), a run folder or a weights file; with --shard-dir it may be left out"
+        ),
+    ] = None,
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
@@ -218,19 +298,47 @@ def sae_train(
     allow_unverified: UnverifiedOption = False,
     quiet: Annotated[bool, typer.Option(help="print nothing but errors")] = False,
     json: JsonOption = False,
+    shard_dir: ShardDirOption = None,
+    resume_from: ResumeOption = None,
+    deterministic: DeterministicOption = False,
+    dry_run: DryRunOption = False,
 ) -> int:
-    """Train SAEs on one hook of a verified model; the folder opens with sae_lens.SAE.load_from_disk."""
+    """Train SAEs on one hook of a verified model, or on a store; the folder opens with sae_lens.SAE.load_from_disk."""
+    from dataclasses import asdict
+
     from husai.config import SAEConfig
     from husai.resources import find_config
-    from husai.single import Request, train_single
+    from husai.single import Request, estimate_single, train_single
 
-    chosen = SAEConfig.load(find_config(config, "examples"), overrides or [])
+    settings = list(overrides or [])
+    if shard_dir is not None and model is not None and "=" in model and not Path(model).exists():
+        settings, model = [model, *settings], None
+    chosen = SAEConfig.load(find_config(config, "examples"), settings)
     if seeds > 1:
         many = tuple(range(seeds))
-        chosen = SAEConfig.parse({**chosen.model_dump(), "init_seeds": many, "data_seeds": many}, "--seeds")
+        chosen = chosen.model_copy(update={"init_seeds": many, "data_seeds": many})
     request = Request(
-        model, hook, layer, -1, op, chosen, out, allow_unverified, console.require_device(device), quiet or json
+        model,
+        hook,
+        layer,
+        -1,
+        op,
+        chosen,
+        out,
+        allow_unverified,
+        console.require_device(device),
+        quiet or json,
+        shard_dir=shard_dir,
+        resume_from=resume_from,
+        deterministic=deterministic,
     )
+    if dry_run:
+        expected = estimate_single(request)
+        if json:
+            console.show_json({**asdict(expected), "seconds": expected.seconds})
+        else:
+            console.say("\n".join(expected.lines))
+        return 0
     metrics = train_single(request)
     if json:
         console.show_json(metrics)

@@ -4,10 +4,13 @@ import datetime
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from husai import console
-from husai.activations import Activations, extract
+from husai.activations import extract
 from husai.analysis.convergence import doublings, has_converged, is_flat
 from husai.analysis.stats import Interval
 from husai.config import AnalysisConfig, SAEConfig
@@ -16,9 +19,12 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
 from husai.runs import check_gate, load_model, require_free
 from husai.sae.dictionary import SAEEnsemble
+from husai.sae.estimate import Estimate, estimate
 from husai.sae.health import ADVICE, START, STRIDE, Health, assess, dead_advice
 from husai.sae.history import StepLog, mean_log
 from husai.sae.train import TrainedSAEs
+from husai.seeding import deterministic
+from husai.stores import Store, open_store, sample_rows
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.workflow import train_sae_run
 
@@ -27,9 +33,14 @@ GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exc
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asked for. epochs: passes over the grid, in place of the config's steps."""
+    """What a command asked for.
 
-    model: str
+    model: may be None if there is a shard_dir, a store that is trained on in place of the model's grid; SAEs are then
+    scored on the model, or without one on a sample of the store. epochs: passes over what is trained on, in place of the
+    config's steps. resume_from: checkpoints to go on from, beside the run's own.
+    """
+
+    model: str | None
     hook: str
     layer: int | None
     position: int
@@ -42,6 +53,23 @@ class Request:
     epochs: float | None = None
     tracking: Mode = "none"
     project: str = PROJECT
+    shard_dir: Path | None = None
+    resume_from: Path | None = None
+    deterministic: bool = False
+
+
+class Source(NamedTuple):
+    """What SAEs are trained on (`samples`) and measured at (`hook`), and what the report says of it.
+
+    model: None if it is not known. verified: whether its gate passed; None if there was none.
+    """
+
+    samples: Float[Tensor, "samples d"] | Store
+    hook: Hook
+    model: str | None
+    place: str
+    verified: bool | None
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,27 +83,68 @@ class Check:
     advice: str = ""
 
 
+def open_source(request: Request) -> Source:
+    """What the request trains on. Raises HusaiError for bad input and GateFailed for a model that is not ground truth."""
+    store = None if request.shard_dir is None else open_store(request.shard_dir)
+    if request.model is None:
+        if store is None:
+            raise HusaiError("sae train: needs a MODEL, a store of activations (--shard-dir), or both")
+        name, place = store.of.get("model_name"), str(store.of.get("hook_name", store.folder))
+        hook = Hook(sample_rows(store))
+        return Source(store, hook, name, place, None, {"model_name": name, "hook_name": place})
+    loaded = load_model(request.model, request.op)
+    model, _ = check_gate(loaded, allow_unverified=request.allow_unverified)
+    activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
+    if store is not None and store.d != activations.x.shape[1]:
+        raise HusaiError(f"{store.folder}: has width {store.d}; {activations.hook} has {activations.x.shape[1]}")
+    meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
+    samples = activations.x if store is None else store
+    verified = bool(model.verified)
+    return Source(
+        samples, Hook.of(activations, model), model.name, activations.hook, verified, meta | {"verified": verified}
+    )
+
+
+def recipe_of(request: Request, samples: Float[Tensor, "samples d"] | Store) -> SAEConfig:
+    """The request's config, with epochs as steps."""
+    config = request.config
+    if request.epochs is None:
+        return config
+    steps = math.ceil(request.epochs * len(samples) / config.training.batch_size)
+    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+
+
+def estimate_single(request: Request) -> Estimate:
+    """What `train_single` would take; nothing is written. Raises as it does."""
+    with deterministic(request.deterministic):
+        source = open_source(request)
+        return estimate(source.samples, recipe_of(request, source.samples), device=request.device)
+
+
 def train_single(request: Request) -> dict[str, Any]:
     """Train, report and save; returns the run's flat metrics.
 
     Raises HusaiError for bad input and GateFailed for a model that is not ground truth (unless allowed).
     """
     require_free(request.out)
-    loaded = load_model(request.model, request.op)
-    model, _ = check_gate(loaded, allow_unverified=request.allow_unverified)
-    activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
-    hook, x, config = Hook.of(activations, model), activations.x, request.config
-    if request.epochs is not None:
-        steps = math.ceil(request.epochs * len(x) / config.training.batch_size)
-        config = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+    with deterministic(request.deterministic):
+        return _train(request, open_source(request))
+
+
+def _train(request: Request, source: Source) -> dict[str, Any]:
+    hook, config = source.hook, recipe_of(request, source.samples)
     steps = config.training.steps
+
+    def warn(text: str) -> None:
+        console.err.print(f"husai: {text}", markup=False)
+
     tracker = open_tracker(
         request.tracking,
         project=request.project,
-        name=f"{config.sae.architecture}-{config.sae.d_sae}-{model.name}",
-        config=config.model_dump(mode="json") | {"model": model.name, "hook": activations.hook},
+        name=f"{config.sae.architecture}-{config.sae.d_sae}-{source.model or 'activations'}",
+        config=config.model_dump(mode="json") | {"model": source.model, "hook": source.place},
         folder=request.out.parent,
-        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
+        warn=warn,
     )
     curve: dict[int, Measurement] = {}
     until_flat = config.training.stop == "converged"
@@ -112,28 +181,29 @@ def train_single(request: Request) -> dict[str, Any]:
             health, end = assess(trained.history, config), trained.steps
             if trained.hopeless:
                 found.update(mean_log(rows_at(trained)), converged=False, hopeless=trained.hopeless)
-                text = given_up(config, activations, trained, health)
+                text = given_up(config, source, trained, health)
             else:
                 if end != steps:
                     curve[end] = look(end, trained.ensemble, full=True)
                 found.update(summarise(curve[end], curve[end // 2]))
-                text = report(config, activations, found, curve[end], health, end)
+                text = report(config, source, found, curve[end], health, end)
             found.update(health=health.verdict, steps=end)
             (folder / "report.md").write_text(text, encoding="utf-8")
             return found
 
-        meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
         try:
             trained = train_sae_run(
-                x,
+                source.samples,
                 config,
                 request.out,
-                meta | {"verified": model.verified},
+                source.meta,
                 on_log=on_log,
                 stop=observe,
                 stop_at=(0, *(doublings(steps) if until_flat else (steps // 2, steps))),
                 finish=finish,
                 device=request.device,
+                resume_from=request.resume_from,
+                warn=warn,
             )
         finally:
             tracker.finish()
@@ -185,18 +255,23 @@ def overlap_verdict(metrics: dict[str, Any]) -> str:
     return "GOOD" if value >= GOOD else "MODERATE" if value >= MODERATE else "POOR"
 
 
-def head(config: SAEConfig, activations: Activations, steps: int) -> str:
+def head(config: SAEConfig, source: Source, steps: int) -> str:
     """What a report begins with: what was trained, on what, when."""
     kind, (dial, value) = config.sae, config.sae.sparsity
     seeds = ", ".join(f"init {a} / data {b}" for a, b in zip(config.init_seeds, config.data_seeds, strict=True))
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    verified = "" if activations.verified else " (**unverified**: the model fails the gate)"
+    verified = " (**unverified**: the model fails the gate)" if source.verified is False else ""
+    store = source.samples if isinstance(source.samples, Store) else None
+    trained_on = (
+        "the whole grid" if store is None else f"{store.folder} ({len(store)} rows in {len(store.shards)} shards)"
+    )
     return f"""# SAE report
 
 - Date: {date}
 - Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
-- Model: {activations.model}{verified}
-- Layer: {activations.hook}
+- Model: {source.model or "not known"}{verified}
+- Layer: {source.place}
+- Trained on: {trained_on}
 - Seed: {seeds}
 - Steps: {steps}
 """
@@ -221,9 +296,9 @@ def health_lines(health: Health) -> str:
     )
 
 
-def given_up(config: SAEConfig, activations: Activations, trained: TrainedSAEs, health: Health) -> str:
+def given_up(config: SAEConfig, source: Source, trained: TrainedSAEs, health: Health) -> str:
     """The text of `report.md` for a training that was stopped since it was hopeless."""
-    return f"""{head(config, activations, trained.steps)}
+    return f"""{head(config, source, trained.steps)}
 Training was stopped after {trained.steps} of {config.training.steps} steps: {trained.hopeless} What there is was saved, \
 and not scored.
 
@@ -233,7 +308,7 @@ and not scored.
 
 def report(
     config: SAEConfig,
-    activations: Activations,
+    source: Source,
     metrics: dict[str, Any],
     end: Measurement,
     health: Health,
@@ -246,11 +321,11 @@ def report(
     table = "\n".join(f"| {c.name} | {c.value} | {c.target} | {c.verdict} |" for c in results)
     missed = [check for check in results if check.verdict == "missed"]
     if "fourier_overlap" not in metrics:
-        fourier = "This hook has no Fourier truth to score against."
+        fourier = "There is no Fourier truth to score against here."
     else:
         fourier = _overlap_lines(metrics, end)
         if overlap_verdict(metrics) == "POOR":
-            advice = "overlap, gate passed" if activations.verified else "overlap"
+            advice = "overlap, gate passed" if source.verified else "overlap"
             missed.append(Check("fourier_overlap", "", "", "missed", advice))
     names = ", ".join(check.name for check in missed)
     observations = f"Missed: {names}." if missed else "Every criterion is met."
@@ -258,7 +333,7 @@ def report(
         "\n".join(f"- {ADVICE[check.advice]}" for check in missed)
         or "- Train more seeds and compare them (`husai sweep`)."
     )
-    return f"""{head(config, activations, steps)}
+    return f"""{head(config, source, steps)}
 ## Training Metrics
 
 | criterion | value | target | verdict |

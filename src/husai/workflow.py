@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from husai.config import CompiledConfig, SAEConfig, Trainable
+from husai.config import CompiledConfig, SAEConfig, Trainable, content_hash
 from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
-from husai.runs import whole_folder, write_gate, write_record
+from husai.runs import require_free, whole_folder, write_gate, write_record
+from husai.sae.checkpoint import Checkpoints, checkpoint_folder, source_folder
 from husai.sae.health import assess
 from husai.sae.history import StepLog
 from husai.sae.train import Fresh, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
+from husai.stores import Store
 from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify
 
@@ -106,7 +110,7 @@ def write_history(path: Path, rows: tuple[Evaluated, ...] | tuple[StepLog, ...])
 
 
 def train_sae_run(
-    x,
+    x: Float[Tensor, "samples d_in"] | Store,
     config: SAEConfig,
     out: Path,
     meta: dict[str, Any],
@@ -117,22 +121,54 @@ def train_sae_run(
     finish: Callable[[TrainedSAEs, Path], dict[str, Any]],
     fresh: Fresh | None = None,
     device: str = "cpu",
+    resume_from: Path | None = None,
+    warn: Callable[[str], object] = lambda _: None,
 ) -> TrainedSAEs:
     """Train S SAEs on activations x (fresh: on samples like x, see `train_saes`) and write their run folder.
 
     With one seed the folder itself is the SAELens folder; with more, each seed is one in `seed-<init>-<data>/`.
     finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata.
+
+    With training.checkpoint_every, checkpoints are kept in `<out>.checkpoints` until the run is finished; a run that finds
+    some there, or in `resume_from`, goes on from the last whole one. warn is told of damaged ones. Raises HusaiError if
+    they are of another run.
     """
     start = time.perf_counter()
+    require_free(out)
+    checkpoints = Checkpoints(
+        checkpoint_folder(out),
+        {**config.model_dump(mode="json"), "activations": _describe(x, fresh is not None) | meta},
+        every=config.training.checkpoint_every,
+        source=None if resume_from is None else source_folder(resume_from),
+        warn=warn,
+    )
     with whole_folder(out) as folder:
-        trained = train_saes(x, config, stop=stop, stop_at=stop_at, on_log=on_log, fresh=fresh, device=device)
+        trained = train_saes(
+            x,
+            config,
+            stop=stop,
+            stop_at=stop_at,
+            on_log=on_log,
+            fresh=fresh,
+            device=device,
+            checkpoints=checkpoints,
+        )
         save_ensemble(trained, config, folder, meta)
         metrics = finish(trained, folder)
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)
         write_history(folder / "history.csv", trained.history)
         health = assess(trained.history, config).to_json()
         (folder / "health.json").write_text(json.dumps(health, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    checkpoints.remove()
     return trained
+
+
+def _describe(x: Tensor | Store, fresh: bool) -> dict[str, Any]:
+    """What tells activations from others when a run resumes; a store by its index, others by size and first rows."""
+    if isinstance(x, Store):
+        return {"rows": len(x), "d": x.d, "shards": content_hash([(s.path.name, s.rows, s.sha256) for s in x.shards])}
+    first = content_hash(x[:64].double().cpu().tolist())
+    return {"rows": x.shape[0], "d": x.shape[1], "first_rows": first, "fresh": fresh}
 
 
 def save_ensemble(trained: TrainedSAEs, config: SAEConfig, folder: Path, meta: dict[str, Any]) -> list[Path]:

@@ -149,6 +149,17 @@ class SAETrainingConfig(Config):
         description="fixed: after `steps`; hopeless: earlier, once every seed has collapsed; converged: also once fit and "
         "agreement are flat over a doubling of steps",
     )
+    buffer_rows: Positive = Field(
+        default=65536,
+        exclude_if=lambda rows: rows == 65536,
+        description="rows of a store that a seed shuffles together, and has in memory (at least one shard). Left out of run "
+        "ids and files where 65536",
+    )
+    checkpoint_every: Positive | None = Field(
+        default=None,
+        exclude=True,
+        description="steps between checkpoints; null: none. It changes no result, so it is in no run id and no file",
+    )
 
 
 class SAEConfig(Config):

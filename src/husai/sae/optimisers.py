@@ -59,6 +59,14 @@ class Average:
         """The average over all updates so far."""
         return self.total.map(lambda total: total / self.weight)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight, "total": dict(self.total.items())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weight = state["weight"]
+        for name, total in self.total.items():
+            total.copy_(state["total"][name])
+
     def restart(self, params: Params, replaced: Bool[Tensor, "seeds d_sae"]) -> None:
         """What a replaced latent was no longer counts."""
         with torch.no_grad():

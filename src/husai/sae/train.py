@@ -14,7 +14,8 @@ from husai.config import SAEConfig, SAETrainingConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture, Step
 from husai.sae.architectures import architecture_of
-from husai.sae.batches import Batches, Fresh
+from husai.sae.batches import Batches, Fresh, StoreBatches
+from husai.sae.checkpoint import Checkpoints, put_back, snapshot
 from husai.sae.dictionary import SAEEnsemble, finished
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
@@ -24,6 +25,7 @@ from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation_term, steer
 from husai.schedule import trapezoid
 from husai.seeding import generator
+from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
 
 Stop = Callable[[int, SAEEnsemble], bool]
 
@@ -60,31 +62,57 @@ def clip_each(gradients: Params, limit: float) -> Float[Tensor, "seeds"]:
 
 
 class Trainer:
-    """Everything that changes from step to step; `advance` does one."""
+    """Everything that changes from step to step; `advance` does one.
+
+    kept: names of what a checkpoint must hold; all else follows from the arguments.
+    """
+
+    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches")
 
     def __init__(
-        self, x: Float[Tensor, "samples d_in"], config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu"
+        self,
+        x: Float[Tensor, "samples d_in"] | Store,
+        config: SAEConfig,
+        *,
+        fresh: Fresh | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch."""
-        self.config, self.recipe = config, config.training
-        if len(x) < self.recipe.batch_size:
+        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store."""
+        self.config, self.recipe, self.count = config, config.training, len(x)
+        if self.count < self.recipe.batch_size:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
-        self.normaliser = Normaliser.fit(x, how=self.recipe.normalise)
+        how = self.recipe.normalise
+        self.normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, how=how)
         self.architecture: Architecture[Any] = architecture_of(config.sae)
-        self.samples = self.normaliser(x).to(device)
+        held = sample_rows(x, min(SAMPLE, self.recipe.buffer_rows)) if isinstance(x, Store) else x
+        self.samples = self.normaliser(held).to(device)
         self.variance = float(self.samples.var(0, correction=0).sum())
-        start = self.architecture.init(init_params(x.shape[1], config.sae.d_sae, config.init_seeds))
+        start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.optimiser = optimiser_of(self.params, self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
         self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
-        self.batches = Batches(self.samples, self.recipe.batch_size, config.data_seeds, self.normaliser, fresh)
+        order = (self.recipe.batch_size, config.data_seeds, self.normaliser)
+        self.batches = (
+            StoreBatches(x, *order, self.recipe.buffer_rows, device)
+            if isinstance(x, Store)
+            else Batches(self.samples, *order, fresh)
+        )
         seeds = zip(config.init_seeds, config.data_seeds, strict=True)
         self.resampling = [generator("sae-resample", *pair) for pair in seeds]
         self.silent = torch.zeros(len(config.init_seeds), config.sae.d_sae, dtype=torch.long, device=device)
         self.dead_steps = getattr(config.sae, "dead_steps", self.recipe.steps + 1)
         self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs to go on as if nothing had happened: plain values and tensors."""
+        return {name: snapshot(getattr(self, name)) for name in self.kept}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken, by a trainer of the same arguments."""
+        for name in self.kept:
+            setattr(self, name, put_back(getattr(self, name), state[name]))
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -159,7 +187,7 @@ class Trainer:
 
     def log(self, done: Step, rate: float) -> list[StepLog]:
         """One row a seed of the step just done. Raises HusaiError if a loss is not finite."""
-        epoch = self.step * self.recipe.batch_size / len(self.samples)
+        epoch = self.step * self.recipe.batch_size / self.count
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
         explained = 1 - done.mse / self.variance
@@ -182,7 +210,7 @@ class Trainer:
 
 
 def train_saes(
-    x: Float[Tensor, "samples d_in"],
+    x: Float[Tensor, "samples d_in"] | Store,
     config: SAEConfig,
     *,
     stop: Stop = lambda _step, _ensemble: False,
@@ -191,11 +219,16 @@ def train_saes(
     log_every: int | None = None,
     fresh: Fresh | None = None,
     device: str = "cpu",
+    checkpoints: Checkpoints | None = None,
 ) -> TrainedSAEs:
     """Train one SAE a seed on raw activations x (normalised inside, which is folded back into the result).
 
     fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
-    are centred and scaled, what a pass is, and which latents are dead.
+    are centred and scaled, what a pass is, and which latents are dead. A Store is streamed; which of its latents are dead
+    is judged on the rows of `sample_rows`.
+
+    checkpoints: where the run is kept as it goes on; if one is there, training starts from it, after `on_log` and `stop`
+    have been given again what they saw before. (docs/method.md §Checkpoints)
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
@@ -206,8 +239,24 @@ def train_saes(
     interval, last = log_every or trainer.batches.per_epoch, config.training.steps
     history: list[StepLog] = []
     judged = 0
-    for step in range(last):
-        if step in stop_at and stop(step, trainer.ensemble()):
+
+    def look(step: int, ensemble: SAEEnsemble) -> bool:
+        if checkpoints is not None:
+            checkpoints.keep_seen(step, ensemble.params)
+        return stop(step, ensemble)
+
+    resumed = checkpoints.load() if checkpoints is not None else None
+    if resumed is not None:
+        trainer.restore(resumed.state)
+        judged = trainer.step * STRIDE // last
+        history = [StepLog(**row) for row in resumed.state["history"]]
+        for step in sorted({row.step for row in history}):
+            on_log([row for row in history if row.step == step])
+        for step, params in resumed.seen:
+            seeds = (config.init_seeds, config.data_seeds)
+            look(step, SAEEnsemble(params, config.sae, *seeds, trainer.normaliser.each))
+    for step in range(trainer.step, last):
+        if step in stop_at and look(step, trainer.ensemble()):
             return TrainedSAEs(trainer.ensemble(), step, tuple(history))
         rate = trainer.rate()
         done = trainer.advance()
@@ -219,6 +268,8 @@ def train_saes(
                 judged = trainer.step * STRIDE // last
                 if reason := hopeless(history, config):
                     return TrainedSAEs(trainer.ensemble(), trainer.step, tuple(history), reason)
+        if checkpoints is not None and checkpoints.due(trainer.step) and trainer.step < last:
+            checkpoints.save(trainer.step, trainer.state() | {"history": [vars(row) for row in history]})
     final = trainer.ensemble()
     if last in stop_at:
         stop(last, final)

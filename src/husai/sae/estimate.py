@@ -1,0 +1,97 @@
+"""What a training run will take, from a few of its steps."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.config import SAEConfig
+from husai.sae.batches import Fresh
+from husai.sae.train import Trainer
+from husai.stores import Store
+
+WARM, TIMED = 2, 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """setup_seconds: reading, checking and normalising the samples. step_seconds: median of the timed steps.
+
+    parameters: numbers of all seeds together. training_bytes: them, their gradients and what the optimiser keeps.
+    sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far, Python and its
+    libraries included; on CUDA, the most allocated there.
+    """
+
+    steps: int
+    seeds: int
+    setup_seconds: float
+    step_seconds: float
+    parameters: int
+    training_bytes: int
+    sample_bytes: int
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole training, without scoring."""
+        return self.setup_seconds + self.steps * self.step_seconds
+
+    @property
+    def lines(self) -> list[str]:
+        """For people."""
+        mib = 2**20
+        return [
+            f"time    about {self.seconds:.1f} s: {self.setup_seconds:.2f} s to read and normalise the samples, then "
+            f"{self.steps} steps of {self.step_seconds * 1e3:.2f} ms (scoring not included)",
+            f"memory  about {self.peak_bytes / mib:.0f} MiB at the peak: {self.training_bytes / mib:.1f} MiB for "
+            f"{self.parameters:,} parameters of {self.seeds} SAE(s) with gradients and optimiser, "
+            f"{self.sample_bytes / mib:.1f} MiB of samples, the rest is Python, its libraries and the batch",
+        ]
+
+
+def estimate(
+    x: Float[Tensor, "samples d_in"] | Store, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu"
+) -> Estimate:
+    """Set training up, do two steps to warm up and eight that are timed, and throw them away.
+
+    Raises HusaiError as `Trainer`.
+    """
+    start = time.perf_counter()
+    trainer = Trainer(x, config, fresh=fresh, device=device)
+    ready = time.perf_counter() - start
+    times = []
+    for step in range(WARM + TIMED):
+        start = time.perf_counter()
+        trainer.advance()
+        if trainer.samples.is_cuda:
+            torch.cuda.synchronize(device)
+        if step >= WARM:
+            times.append(time.perf_counter() - start)
+    numbers = sum(value.numel() for value in trainer.params)
+    held = [*trainer.params] + [value.grad for value in trainer.params if value.grad is not None]
+    held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
+    blocks = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4 * len(config.data_seeds)
+    return Estimate(
+        steps=config.training.steps,
+        seeds=len(config.init_seeds),
+        setup_seconds=ready,
+        step_seconds=sorted(times)[TIMED // 2],
+        parameters=numbers,
+        training_bytes=_size(held),
+        sample_bytes=_size([trainer.samples]) + (blocks if isinstance(x, Store) else _size([x])),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if trainer.samples.is_cuda else _peak(),
+    )
+
+
+def _size(tensors: list[Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def _peak() -> int:
+    """The most resident memory of this process in bytes; getrusage counts KiB on Linux and bytes on macOS."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
