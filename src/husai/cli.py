@@ -209,6 +209,9 @@ def sae_train(
     model: ModelArg,
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
+    architecture: Annotated[
+        str | None, typer.Option(help="another architecture than the config's; what both have stays as the config says")
+    ] = None,
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
@@ -224,7 +227,7 @@ def sae_train(
     from husai.resources import find_config
     from husai.single import Request, train_single
 
-    chosen = SAEConfig.load(find_config(config, "examples"), overrides or [])
+    chosen = SAEConfig.load(find_config(config, "examples"), overrides or [], architecture=architecture)
     if seeds > 1:
         many = tuple(range(seeds))
         chosen = SAEConfig.parse({**chosen.model_dump(), "init_seeds": many, "data_seeds": many}, "--seeds")

@@ -10,7 +10,7 @@ from husai import console
 from husai.activations import Activations, extract
 from husai.analysis.convergence import has_converged
 from husai.analysis.stats import Interval
-from husai.config import AnalysisConfig, SAEConfig
+from husai.config import AnalysisConfig, KConfig, SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
@@ -26,8 +26,8 @@ ADVICE = {
     "overlap": "Check the gate of the transformer (`husai model verify`) and train the SAE longer.",
     "overlap, gate passed": "The gate passed, so train the SAE longer, or with fewer latents or a smaller k.",
     "not converged": "Train longer: fit, overlap, agreement or live atoms still moved over the last doubling of steps.",
-    "l0 high": "Raise λ (sae.l1_coefficient) two- to fivefold.",
-    "l0 low": "Lower λ (sae.l1_coefficient) two- to fivefold.",
+    "l0 high": "Raise λ (sae.l1_coefficient or sae.l0_coefficient) two- to fivefold, or lower sae.target_l0.",
+    "l0 low": "Lower λ (sae.l1_coefficient or sae.l0_coefficient) two- to fivefold, or raise sae.target_l0.",
     "l0 not k": "L0 differs from k: fewer than k latents have positive pre-activations, or TopK is not applied.",
     "dead": "Halve training.lr, or resample dead latents (training.resample_every) more often.",
     "dead, AuxK off": "Switch AuxK on (sae.auxk_coefficient 1), or halve training.lr.",
@@ -144,7 +144,7 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
     """The report's criteria: L0 near k, EV above .85, dead below 15% (20% acceptable), converged."""
     found = []
     l0, ev, dead = metrics["l0"], metrics["explained_variance"], metrics["dead"]
-    if config.sae.architecture == "topk":
+    if isinstance(config.sae, KConfig):
         low, high = config.sae.k * 7 / 8, config.sae.k * 9 / 8
         verdict = "met" if low <= l0 <= high else "missed"
         found.append(Check("L0", f"{l0:.2f}", f"{low:g} to {high:g}", verdict, "l0 not k"))
@@ -164,7 +164,7 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
 
 def _dead_advice(config: SAEConfig) -> str:
     """What is left to try against dead latents with this config."""
-    if config.sae.architecture == "topk" and config.sae.auxk_coefficient == 0:
+    if isinstance(config.sae, KConfig) and config.sae.auxk_coefficient == 0:
         return "dead, AuxK off"
     return "dead" if config.training.resample_every else "dead, no resampling"
 

@@ -83,18 +83,22 @@ def as_dictionary(params: Params, architecture: Architecture, meta: dict[str, ob
     return Dictionary(params.W_dec[0], encode, decode, meta)
 
 
-def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...]) -> Params:
+def finish(
+    params: Params, normaliser: Normaliser, scaled: tuple[str, ...] = (), rescaled: tuple[str, ...] = ()
+) -> Params:
     """Fold decoder norms and input normalisation into the weights: same reconstructions, unit decoder rows, raw input.
 
     Both foldings rest on the codes being positively homogeneous: f(c·h) = c·f(h) for c > 0, as ReLU and TopK are; so are
-    thresholds and biases, if they grow along (`scaled` names them). Codes come out in units of raw activations.
+    thresholds and biases, if they grow along: those that `scaled` names with norms and scale, those that `rescaled` names
+    with the scale alone (`Architecture`). Codes come out in units of raw activations.
     """
     norms = params.W_dec.norm(dim=-1).clamp(min=1e-12)
     scale, mean = normaliser.scale, normaliser.mean.to(params.b_dec)
+    factors = dict.fromkeys(scaled, norms / scale) | dict.fromkeys(rescaled, 1 / scale)
     return Params(
         params.W_enc * norms[:, None],
         params.b_enc * norms / scale,
         params.W_dec / norms[..., None],
         params.b_dec / scale + mean,
-        {name: value * norms / scale if name in scaled else value for name, value in params.more.items()},
+        {name: value * factors.get(name, 1) for name, value in params.more.items()},
     )

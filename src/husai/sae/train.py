@@ -141,13 +141,13 @@ class Trainer:
             self.optimiser.step()
             if unit:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-            self.architecture.settle(self.params)
+            self.architecture.settle(self.params, done.seen)
         return done
 
     def ensemble(self) -> SAEEnsemble:
         """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
         raw = self.params.map(lambda value: value.detach().cpu().clone())
-        weights = finish(raw, self.normaliser, self.architecture.scaled)
+        weights = finish(raw, self.normaliser, self.architecture.scaled, self.architecture.rescaled)
         if not all(bool(value.isfinite().all()) for value in weights):
             raise self.diverged("weights are")
         return SAEEnsemble(weights, self.config.sae, self.config.init_seeds, self.config.data_seeds)
