@@ -51,7 +51,7 @@ def test_unknown_key_is_named_with_its_file(write, text):
 def test_a_misspelt_key_gets_the_one_that_was_meant():
     with pytest.raises(
         HusaiError,
-        match=r"unknown key 'sae\.kk', did you mean 'k'\? Allowed here: d_sae, decoder_norm, architecture, k,",
+        match=r"unknown key 'sae\.kk', did you mean 'k'\? Allowed here: d_sae, decoder_norm, k, auxk_coefficient,",
     ):
         SAEConfig.parse({"sae": {"architecture": "topk", "kk": 3}})
 
@@ -68,7 +68,8 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         ),
         (
             {"entries": [{"sae": {"architecture": "topq"}}]},
-            "'entries.0.sae.architecture': must be 'topk', 'relu', got 'topq'",
+            "'entries.0.sae.architecture': must be 'topk', 'relu', 'batchtopk', 'matryoshka', 'abstopk', 'jumprelu', 'gated', "
+            "got 'topq'",
         ),
         ({"entries": [{"sae": {"k": 3}}]}, "key 'entries.0.sae.architecture' is missing"),
         ({"model": {"task": {"q": 1}}}, "unknown key 'model.task.q'. Allowed here: op, p"),

@@ -176,6 +176,7 @@ def test_the_example_configs_are_those_of_the_documents():
 
     for name, d_sae in (("topk_8x", 1024), ("topk_16x", 2048), ("relu_8x", 1024), ("relu_16x", 2048)):
         assert SAEConfig.load(find_config(name, "examples")).sae.d_sae == d_sae
+    assert SAEConfig.load(find_config("batchtopk_32x", "examples")).sae.d_sae == 4096
     assert torch.get_default_dtype() == torch.float32
 
 

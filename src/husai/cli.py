@@ -289,6 +289,9 @@ def sae_train(
     ] = None,
     overrides: Overrides = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
+    architecture: Annotated[
+        str | None, typer.Option(help="another architecture than the config's; what both have stays as the config says")
+    ] = None,
     hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
@@ -313,7 +316,7 @@ def sae_train(
     settings = list(overrides or [])
     if shard_dir is not None and model is not None and "=" in model and not Path(model).exists():
         settings, model = [model, *settings], None
-    chosen = SAEConfig.load(find_config(config, "examples"), settings)
+    chosen = SAEConfig.load(find_config(config, "examples"), settings, architecture=architecture)
     if seeds > 1:
         many = tuple(range(seeds))
         chosen = chosen.model_copy(update={"init_seeds": many, "data_seeds": many})

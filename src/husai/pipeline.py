@@ -10,7 +10,7 @@ from typing import TypeVar
 from husai.activations import Activations, extract
 from husai.analysis.fit import Fit, evaluate_fit
 from husai.analysis.recovery import fourier_overlap
-from husai.config import SAEConfig
+from husai.config import KConfig, SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
 from husai.models import Inputs, Model, logits
@@ -93,7 +93,7 @@ def check_training(activations: Activations, config: SAEConfig, trained: Trained
     """[3/5] L0 within k ± k/8 (28 to 36 for k = 32), EV above .8, dead below 20%."""
     fit: Fit = evaluate_fit(trained.dictionary, activations.x)
     say(f"      {trained.result.steps} steps: L0 {fit.l0:.2f}, EV {fit.explained_variance:.4f}, dead {fit.dead:.1%}")
-    if config.sae.architecture == "topk":
+    if isinstance(config.sae, KConfig):
         low, high = config.sae.k * 7 / 8, config.sae.k * 9 / 8
         require(low <= fit.l0 <= high, f"L0 {fit.l0:.2f} is not within {low:g} to {high:g}")
     require(fit.explained_variance > MIN_EV, f"EV {fit.explained_variance:.4f} is not above {MIN_EV}")

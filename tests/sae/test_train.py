@@ -8,7 +8,18 @@ from husai.activations import Normaliser
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import pwmcc
 from husai.analysis.nulls import null_matrices, sampler
-from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config import (
+    AbsTopKConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAEKind,
+    SAETrainingConfig,
+    TopKConfig,
+)
 from husai.errors import HusaiError
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.batches import Batches
@@ -28,6 +39,18 @@ KINDS = {
     "topk weighted": TopKConfig(d_sae=D_SAE, k=2, dead_steps=2, decoder_norm="weighted"),
     "relu unit": ReLUConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10),
     "relu weighted": ReLUConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
+    "batchtopk unit": BatchTopKConfig(d_sae=D_SAE, k=2, dead_steps=2),
+    "batchtopk weighted": BatchTopKConfig(d_sae=D_SAE, k=2, dead_steps=2, decoder_norm="weighted"),
+    "matryoshka unit": MatryoshkaConfig(d_sae=D_SAE, k=2, dead_steps=2),
+    "matryoshka weighted": MatryoshkaConfig(d_sae=D_SAE, k=2, dead_steps=2, decoder_norm="weighted"),
+    "abstopk unit": AbsTopKConfig(d_sae=D_SAE, k=2, dead_steps=2),
+    "abstopk weighted": AbsTopKConfig(d_sae=D_SAE, k=2, dead_steps=2, decoder_norm="weighted"),
+    "jumprelu unit": JumpReLUConfig(d_sae=D_SAE, l0_coefficient=3, l0_warmup_steps=10, initial_threshold=1),
+    "jumprelu weighted": JumpReLUConfig(
+        d_sae=D_SAE, l0_coefficient=3, l0_warmup_steps=10, initial_threshold=1, decoder_norm="weighted"
+    ),
+    "gated unit": GatedConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10),
+    "gated weighted": GatedConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -96,6 +119,26 @@ def test_global_randomness_is_neither_used_nor_touched(x):
     assert same(first, train_saes(x, recipe()).ensemble.params)
 
 
+@each_kind
+def test_gradients_are_those_of_the_losses(make_params, kind):
+    """Whatever computes them; latents 0 to 9 count as dead."""
+    architecture = architecture_of(kind)
+    start = architecture.init(make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit"))
+    batch = torch.randn(2, 30, D_IN, generator=generator("test-gradients"), dtype=torch.float64)
+    params, dead = start.map(lambda value: value.clone().requires_grad_()), torch.arange(D_SAE).expand(2, -1) < 10
+    losses = architecture.losses(params, batch, step=50, dead=dead)
+    expected = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
+    done = architecture.gradients(params, batch, step=50, dead=dead)
+    for name, ours, slow in zip(dict(params.items()), done.gradients, expected, strict=True):
+        torch.testing.assert_close(ours, slow, msg=name)
+    torch.testing.assert_close(done.mse, losses.mse.detach())
+    torch.testing.assert_close(done.l0, (losses.codes != 0).sum(-1).double().mean(-1))
+    assert torch.equal(done.fired, (losses.codes != 0).any(1))
+    assert set(done.seen) == set(losses.seen)
+    for name, value in done.seen.items():
+        torch.testing.assert_close(value, losses.seen[name])
+
+
 # --- batches ---
 
 
@@ -135,7 +178,7 @@ def test_passes_and_seeds_have_their_own_orders():
 # --- one step ---
 
 
-@pytest.mark.parametrize("name", ["topk", "relu"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("decoder_norm", ["unit", "weighted"])
 def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder_norm):
     architecture = ARCHITECTURES[name]
@@ -152,7 +195,7 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder
     torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))
 
 
-@pytest.mark.parametrize("name", ["topk unit", "relu unit"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name.endswith("unit")])
 def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     """They would only fill Adam's moments and the clipped norm with a motion that is undone."""
     architecture = ARCHITECTURES[KINDS[name].architecture]
@@ -317,10 +360,19 @@ CORNERS = {
     "topk unit": TopKConfig(d_sae=4, k=4),
     "topk weighted": TopKConfig(d_sae=4, k=4, decoder_norm="weighted"),
     "relu": ReLUConfig(d_sae=4),
+    "batchtopk": BatchTopKConfig(d_sae=4, k=4),
+    "abstopk": AbsTopKConfig(d_sae=4, k=4),
+    "jumprelu": JumpReLUConfig(d_sae=4),
+    "gated": GatedConfig(d_sae=4),
 }
+PER_LATENT = [
+    (name, tensor)
+    for name, tensors in (("jumprelu", ["threshold"]), ("gated", ["r_mag", "b_mag"]))
+    for tensor in tensors
+]
 
 
-def corner(kind: TopKConfig | ReLUConfig) -> tuple[Params, torch.optim.Adam, torch.Tensor, TopKConfig | ReLUConfig]:
+def corner(kind: SAEKind) -> tuple[Params, torch.optim.Adam, torch.Tensor, SAEKind]:
     """Two seeds over four axes. Latents 0–2 read axes 0–2 with encoder rows of norms 1, 2 and 6, and reconstruct them
     exactly. In seed 0, latent 3 is dead: its encoder is −1 everywhere and inputs are positive. In seed 1 it reads
     axis 3, and all are alive.
@@ -329,7 +381,8 @@ def corner(kind: TopKConfig | ReLUConfig) -> tuple[Params, torch.optim.Adam, tor
     W_enc, W_dec = torch.diag(sizes).repeat(2, 1, 1), torch.diag(1 / sizes).repeat(2, 1, 1)
     W_enc[0, :, 3] = -1
     W_dec[0, 3] = torch.tensor([1.0, 0, 0, 0])
-    params = Params(W_enc, torch.zeros(2, 4), W_dec, torch.zeros(2, 4)).map(lambda v: v.clone().requires_grad_())
+    plain = Params(W_enc, torch.zeros(2, 4), W_dec, torch.zeros(2, 4))
+    params = architecture_of(kind).init(plain).map(lambda v: v.clone().requires_grad_())
     optimiser = torch.optim.Adam(list(params), lr=1e-9)
     sum(value.sum() for value in params).backward()  # gradient 1 everywhere fills the moments
     optimiser.step()
@@ -342,7 +395,10 @@ def resample(params, optimiser, samples, kind):
     return resample_dead(params, optimiser, samples, architecture_of(kind), streams)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("topk unit", 1.0), ("topk weighted", 1.0), ("relu", 0.2)])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("topk unit", 1.0), ("topk weighted", 1.0), ("relu", 0.2), ("batchtopk", 1.0), ("jumprelu", 0.2), ("gated", 0.2)],
+)
 def test_a_dead_latent_is_pointed_at_the_worst_reconstructed_sample(name, scale):
     params, optimiser, samples, kind = corner(CORNERS[name])
     assert resample(params, optimiser, samples, kind).tolist() == [[False, False, False, True], [False] * 4]
@@ -391,6 +447,19 @@ def test_resampling_clears_the_moments_of_dead_latents_only(moment):
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize(("name", "tensor"), PER_LATENT)
+def test_what_a_dead_latent_has_beside_its_directions_starts_afresh(name, tensor):
+    params, optimiser, samples, kind = corner(CORNERS[name])
+    value, start = params.more[tensor], float(params.more[tensor].detach()[0, 0])
+    with torch.no_grad():
+        value.copy_(torch.tensor([0.01, 0.02, 0.03, 0.4]))
+    resample(params, optimiser, samples, kind)
+    torch.testing.assert_close(value.detach()[0], torch.tensor([0.01, 0.02, 0.03, start]))
+    torch.testing.assert_close(value.detach()[1], torch.tensor([0.01, 0.02, 0.03, 0.4]))
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert (optimiser.state[value][moment] == 0).tolist() == [[False, False, False, True], [False] * 4]
+
+
 def test_resampling_revives_latents_in_training(x):
     """Without AuxK, most latents of a TopK SAE that is far too wide die; resampling brings some back."""
     kind = TopKConfig(d_sae=D_SAE, k=2, auxk_coefficient=0)
@@ -436,17 +505,19 @@ def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatc
 @each_kind
 def test_folding_leaves_reconstructions_of_raw_inputs_as_they_were(x, make_params, kind):
     architecture = architecture_of(kind)
-    params = make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit")
+    params = architecture.init(make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit"))
+    params = params.adding(**{name: torch.rand_like(value) + 0.2 for name, value in params.more.items()})
     raw = x.double().expand(2, -1, -1)
     normaliser = Normaliser.fit(x.double())
     codes = architecture.encode(params, normaliser(raw))
     expected = architecture.decode(params, codes) / normaliser.scale + normaliser.mean
 
-    folded = finish(params, normaliser, ())
+    folded = finish(params, normaliser, architecture.scaled, architecture.rescaled)
     torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(2, D_SAE, dtype=torch.float64))
     folded_codes = architecture.encode(folded, raw)
     torch.testing.assert_close(architecture.decode(folded, folded_codes), expected)
-    assert torch.equal(folded_codes > 0, codes > 0)
+    assert torch.equal(folded_codes != 0, codes != 0)
+    assert 0.01 < (codes != 0).double().mean() < 0.9
 
 
 def test_folded_codes_are_in_units_of_raw_activations():
@@ -456,7 +527,7 @@ def test_folded_codes_are_in_units_of_raw_activations():
     params = Params(
         torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 1), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[0.0, 0.0]])
     )
-    folded = finish(params, normaliser, ())
+    folded = finish(params, normaliser)
     assert folded.W_dec.tolist() == [[[1.0, 0.0]]]
     torch.testing.assert_close(folded.b_dec, torch.tensor([[3.0, 4.0]]))
     torch.testing.assert_close(pre_activations(folded, torch.tensor([[[6.0, 8.0]]])), torch.tensor([[[6.0]]]))
@@ -481,6 +552,29 @@ RECOVERY = SAEConfig(
 def live_atoms(trained, x) -> list[torch.Tensor]:
     members = [trained.ensemble.member(index) for index in range(2)]
     return [member.atoms[evaluate_fit(member, x).live] for member in members]
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        (BatchTopKConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.9),
+        (MatryoshkaConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.8),
+        (AbsTopKConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.9),
+        (JumpReLUConfig(d_sae=64, l0_coefficient=1), 0.9),
+        (GatedConfig(d_sae=64, l1_coefficient=1), 0.9),
+    ],
+    ids=lambda value: getattr(value, "architecture", ""),
+)
+def test_every_architecture_recovers_most_of_a_planted_dictionary(planted, kind, least):
+    training = RECOVERY.training.model_copy(update={"steps": 600})
+    config = RECOVERY.model_copy(update={"sae": kind, "training": training, "init_seeds": (0,), "data_seeds": (0,)})
+    dictionary = train_saes(planted.x, config).ensemble.member(0)
+    fit, signless = evaluate_fit(dictionary, planted.x), kind.architecture == "abstopk"
+    atoms = dictionary.atoms[fit.live]
+    assert pwmcc(planted.atoms, atoms, abs=signless) >= least
+    assert pwmcc(planted.atoms, F.normalize(planted.noise[:64], dim=-1), abs=signless) < 0.6  # chance
+    assert 2 < fit.l0 < 4.5  # 3 atoms are active
+    assert fit.explained_variance > 0.75
 
 
 def test_a_planted_dictionary_is_recovered_by_every_seed(planted):

@@ -6,8 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config import (
+    AbsTopKConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAETrainingConfig,
+    TopKConfig,
+)
 from husai.errors import HusaiError
+from husai.sae.architectures import ARCHITECTURES
 from husai.sae.train import train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.seeding import generator
@@ -22,6 +33,16 @@ KINDS = {
     "topk weighted": TopKConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
     "relu unit": ReLUConfig(d_sae=D_SAE, l1_coefficient=0.5),
     "relu weighted": ReLUConfig(d_sae=D_SAE, l1_coefficient=0.5, decoder_norm="weighted"),
+    "batchtopk unit": BatchTopKConfig(d_sae=D_SAE, k=3),
+    "batchtopk weighted": BatchTopKConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "matryoshka unit": MatryoshkaConfig(d_sae=D_SAE, k=3),
+    "matryoshka weighted": MatryoshkaConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "abstopk unit": AbsTopKConfig(d_sae=D_SAE, k=3),
+    "abstopk weighted": AbsTopKConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "jumprelu unit": JumpReLUConfig(d_sae=D_SAE, initial_threshold=0.5),
+    "jumprelu weighted": JumpReLUConfig(d_sae=D_SAE, initial_threshold=0.5, decoder_norm="weighted"),
+    "gated unit": GatedConfig(d_sae=D_SAE),
+    "gated weighted": GatedConfig(d_sae=D_SAE, decoder_norm="weighted"),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -58,7 +79,7 @@ def equal_outputs(ours, theirs, x, atol=1e-5):
     """Codes and reconstructions agree, and the codes are neither all zero nor all positive."""
     with torch.no_grad():
         codes = theirs.encode(x)
-        assert 0.02 < (codes > 0).double().mean() < 0.98
+        assert 0.02 < (codes != 0).double().mean() < 0.98
         torch.testing.assert_close(ours.encode(x), codes, rtol=1e-5, atol=atol)
         torch.testing.assert_close(ours.decode(codes), theirs.decode(codes), rtol=1e-5, atol=atol)
         torch.testing.assert_close(ours.decode(ours.encode(x)), theirs(x), rtol=1e-5, atol=atol)
@@ -74,7 +95,8 @@ def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, t
         save_sae(ensemble, index, tmp_path / str(index), {})
         theirs = sae_lens.SAE.load_from_disk(tmp_path / str(index))
         equal_outputs(ensemble.member(index), theirs, x)
-        assert theirs.cfg.architecture() == {"topk": "topk", "relu": "standard"}[kind.architecture]
+        names = {"relu": "standard", "batchtopk": "jumprelu", "matryoshka": "jumprelu"}
+        assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 
 
 def test_the_folders_metadata_say_what_it_is(sae_lens, saved):
@@ -96,6 +118,28 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     assert (back.decode(codes) - member.decode(codes)).abs().max() < 1e-6
     assert back.meta["model_name"] == "add-p113-0"
     assert (back.meta["init_seed"], back.meta["data_seed"]) == (4, 6)
+    dial, value = kind.sparsity
+    assert back.meta[dial] == value
+
+
+def test_every_architecture_is_saved_here():
+    assert {kind.architecture for kind in KINDS.values()} == set(ARCHITECTURES)
+
+
+def test_a_matryoshka_folder_is_read_without_its_training_config_too(sae_lens, trained, x, tmp_path):
+    save_sae(trained(KINDS["matryoshka weighted"]), 0, tmp_path / "sae", {})
+    before = load_sae(tmp_path / "sae").encode(x)
+    edit_config(tmp_path / "sae", metadata={})
+    torch.testing.assert_close(load_sae(tmp_path / "sae").encode(x), before)
+
+
+def test_thresholds_of_a_batchtopk_folder_count_one_by_one(sae_lens, trained, x, tmp_path):
+    save_sae(trained(KINDS["batchtopk unit"]), 0, tmp_path / "sae", {})
+    tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    assert tensors["threshold"].shape == (D_SAE,)
+    tensors["threshold"][::2] *= 2
+    save_file(tensors, tmp_path / "sae" / "sae_weights.safetensors")
+    equal_outputs(load_sae(tmp_path / "sae"), sae_lens.SAE.load_from_disk(tmp_path / "sae"), x)
 
 
 # --- folders that SAELens wrote ---
@@ -107,6 +151,9 @@ def sae_lens_config(sae_lens, architecture: str, **settings):
         "standard": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig),
         "jumprelu": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig),
         "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
+        "matryoshka": (sae_lens.MatryoshkaBatchTopKTrainingSAE, sae_lens.MatryoshkaBatchTopKTrainingSAEConfig),
+        "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig),
+        "abstopk": (sae_lens.AbsTopKTrainingSAE, sae_lens.AbsTopKTrainingSAEConfig),
     }[architecture]
     return training, config(d_in=D_IN, d_sae=D_SAE, **settings)
 
@@ -128,17 +175,27 @@ def randomise(module):
         ("standard", {}),
         ("standard", {"apply_b_dec_to_input": False}),
         ("jumprelu", {"jumprelu_init_threshold": 0.5}),
+        ("jumprelu", {"jumprelu_init_threshold": 0.5, "apply_b_dec_to_input": False}),
         ("batchtopk", {"k": 4}),
+        ("matryoshka", {"k": 4, "matryoshka_widths": [6, 24]}),
+        ("gated", {}),
+        ("gated", {"apply_b_dec_to_input": False}),
+        ("abstopk", {"k": 4, "rescale_acts_by_decoder_norm": True}),
+        ("abstopk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(f"{k}={v}" for k, v in value.items()),
 )
-def test_folders_saved_by_sae_lens_compute_the_same(sae_lens, x, tmp_path, architecture, settings):
+def test_folders_saved_by_sae_lens_compute_the_same(monkeypatch, sae_lens, x, tmp_path, architecture, settings):
     kind, config = sae_lens_config(sae_lens, architecture, **settings)
     theirs = kind(config)
     randomise(theirs)
     theirs.save_inference_model(tmp_path / "sae")
     saved = sae_lens.SAE.load_from_disk(tmp_path / "sae")
-    equal_outputs(load_sae(tmp_path / "sae"), saved, x, atol=1e-4)
+    with monkeypatch.context() as patched:
+        plain = settings.get("apply_b_dec_to_input", True) and not settings.get("rescale_acts_by_decoder_norm")
+        if plain:  # read without SAELens
+            patched.setattr("husai.sae.weights._through_sae_lens", None)
+        equal_outputs(load_sae(tmp_path / "sae"), saved, x, atol=1e-4)
     assert load_sae(tmp_path / "sae").meta["architecture"] == saved.cfg.architecture()
 
 

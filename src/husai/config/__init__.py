@@ -20,19 +20,41 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
-from husai.config.sae import SAE_CONFIGS, BaseSAEConfig, ReLUConfig, SAEConfig, SAEKind, SAETrainingConfig, TopKConfig
+from husai.config.sae import (
+    SAE_CONFIGS,
+    AbsTopKConfig,
+    BaseSAEConfig,
+    BatchConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    KConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAEKind,
+    SAETrainingConfig,
+    TopKConfig,
+)
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
 
 __all__ = [
     "SAE_CONFIGS",
+    "AbsTopKConfig",
     "AnalysisConfig",
     "BaseSAEConfig",
+    "BatchConfig",
+    "BatchTopKConfig",
     "CirclesConfig",
     "CirclesSource",
     "CompiledConfig",
     "Config",
     "ControlConfig",
+    "GatedConfig",
+    "JumpReLUConfig",
+    "KConfig",
+    "MatryoshkaConfig",
     "ModelConfig",
     "OptimiserConfig",
     "PlantedConfig",

@@ -1,10 +1,13 @@
 """What determines a stack of SAEs but the activations: architecture, training, seeds."""
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Seed
+from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread, override, read_yaml
+from husai.errors import HusaiError
 
 
 class BaseSAEConfig(Config):
@@ -29,10 +32,9 @@ class BaseSAEConfig(Config):
         return value if name == "k" else None
 
 
-class TopKConfig(BaseSAEConfig):
-    """TopK SAE (Gao et al. 2024)."""
+class KConfig(BaseSAEConfig):
+    """What every architecture with k active latents has."""
 
-    architecture: Literal["topk"] = "topk"
     k: Positive = Field(default=32, description="active latents a sample")
     auxk_coefficient: float = Field(
         default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
@@ -60,6 +62,73 @@ class TopKConfig(BaseSAEConfig):
         return "k", float(self.k)
 
 
+class TopKConfig(KConfig):
+    """TopK SAE (Gao et al. 2024)."""
+
+    architecture: Literal["topk"] = "topk"
+
+
+class AbsTopKConfig(KConfig):
+    """AbsTopK SAE (arXiv 2510.00404): the k largest magnitudes, with their signs."""
+
+    architecture: Literal["abstopk"] = "abstopk"
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.auxk_rectified:
+            raise ValueError(
+                "auxk_rectified: AbsTopK's codes have signs, so they are never rectified; allowed is false"
+            )
+        return self
+
+
+class BatchConfig(KConfig):
+    """What BatchTopK and its Matryoshka form share; k is the mean over a batch."""
+
+    threshold_lr: Fraction = Field(
+        default=0.01,
+        description="share by which the threshold used at inference moves to each batch's smallest active code",
+    )
+
+
+class BatchTopKConfig(BatchConfig):
+    """BatchTopK SAE (Bussmann et al. 2024)."""
+
+    architecture: Literal["batchtopk"] = "batchtopk"
+
+
+class MatryoshkaConfig(BatchConfig):
+    """Matryoshka BatchTopK SAE (Bussmann et al. 2025)."""
+
+    architecture: Literal["matryoshka"] = "matryoshka"
+    widths: tuple[Positive, ...] | None = Field(
+        default=None,
+        description="numbers of leading latents that must reconstruct on their own, ascending, the last d_sae; null means "
+        "an eighth, a quarter, a half and all of d_sae",
+    )
+
+    @model_validator(mode="after")
+    def _widths_nest(self) -> Self:
+        if self.widths is not None:
+            rising = all(inner < outer for inner, outer in pairwise(self.widths))
+            if not self.widths or not rising or self.widths[-1] != self.d_sae:
+                raise ValueError(
+                    f"widths {list(self.widths)} must rise strictly and end with d_sae {self.d_sae}, such as "
+                    f"{list(self.nested_in(self.d_sae))}"
+                )
+        return self
+
+    @staticmethod
+    def nested_in(d_sae: int) -> tuple[int, ...]:
+        """The widths where none are given."""
+        return tuple(sorted({max(1, d_sae // part) for part in (8, 4, 2, 1)}))
+
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """The widths in use."""
+        return self.widths or self.nested_in(self.d_sae)
+
+
 class ReLUConfig(BaseSAEConfig):
     """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
 
@@ -73,7 +142,64 @@ class ReLUConfig(BaseSAEConfig):
         return "l1_coefficient", self.l1_coefficient
 
 
-SAEKind = TopKConfig | ReLUConfig
+class JumpReLUConfig(BaseSAEConfig):
+    """JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    architecture: Literal["jumprelu"] = "jumprelu"
+    sparsity_loss: Literal["step", "tanh", "quadratic"] = Field(
+        default="step",
+        description="what λ weighs: step: L0; tanh: Σ tanh(tanh_scale·f·‖W_dec‖); quadratic: 2/target_l0·(L0 − target_l0)²",
+    )
+    l0_coefficient: float = Field(default=1.0, ge=0, description="λ of the sparsity loss")
+    l0_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+    target_l0: Size | None = Field(default=None, description="L0 that the quadratic loss aims at; only it has one")
+    tanh_scale: Size = Field(default=4.0, description="how steeply tanh saturates")
+    initial_threshold: Spread = Field(
+        default=0.1, description="threshold of every latent at the start, in scaled inputs"
+    )
+    bandwidth: Size = Field(default=0.5, description="width of the kernel by which thresholds get a gradient")
+    ste_to_input: bool = Field(
+        default=False,
+        description="whether the kernel's gradient reaches the encoder too, as at Anthropic; DeepMind's does not",
+    )
+    pre_act_coefficient: float = Field(
+        default=0.0, ge=0, description="weight of the distance by which dead latents miss their thresholds; 0: none"
+    )
+    dead_steps: Positive = Field(
+        default=100, description="steps without firing after which a latent counts as dead in training"
+    )
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Self:
+        quadratic = self.sparsity_loss == "quadratic"
+        if quadratic != (self.target_l0 is not None):
+            raise ValueError("sparsity_loss 'quadratic' needs target_l0, and no other has it")
+        if self.target_l0 is not None and self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 {self.target_l0:g} exceeds d_sae {self.d_sae}")
+        return self
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return ("l0_coefficient", self.l0_coefficient) if self.target_l0 is None else ("target_l0", self.target_l0)
+
+
+class GatedConfig(BaseSAEConfig):
+    """Gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014)."""
+
+    architecture: Literal["gated"] = "gated"
+    l1_coefficient: float = Field(
+        default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i ReLU(gate_i)·‖W_dec,i‖"
+    )
+    l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+
+    @property
+    def sparsity(self) -> tuple[str, float]:
+        """Name and value of the dial that sets sparsity."""
+        return "l1_coefficient", self.l1_coefficient
+
+
+SAEKind = TopKConfig | ReLUConfig | BatchTopKConfig | MatryoshkaConfig | AbsTopKConfig | JumpReLUConfig | GatedConfig
 SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
 ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]
 
@@ -194,3 +320,19 @@ class SAEConfig(Config):
         if target > self.sae.d_sae:
             raise ValueError(f"training.target_l0 {target:g} exceeds d_sae {self.sae.d_sae}")
         return self
+
+    @classmethod
+    def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = (), *, architecture: str | None = None) -> Self:
+        """As every config; `architecture` takes the place of the file's, whose settings stay where it has them too.
+
+        Raises HusaiError for an unknown architecture, with those there are.
+        """
+        if architecture is None:
+            return super().load(path, overrides)
+        if architecture not in SAE_CONFIGS:
+            raise HusaiError(f"architecture '{architecture}': must be one of {', '.join(SAE_CONFIGS)}")
+        data, known = read_yaml(path), SAE_CONFIGS[architecture].model_fields
+        given = data.get("sae")
+        kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
+        data["sae"] = kept | {"architecture": architecture}
+        return cls.parse(override(data, overrides), f"{path} as {architecture} {' '.join(overrides)}".rstrip())

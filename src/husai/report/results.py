@@ -15,6 +15,16 @@ from husai.errors import HusaiError
 NULLS = ("ambient", "untrained", "data", "data_points")
 FILES = ("records.parquet", "atoms.parquet", "gate.json", "truth.json", "cells.json")
 NAN = float("nan")
+NAMES = {
+    "topk": "TopK",
+    "relu": "ReLU",
+    "jumprelu": "JumpReLU",
+    "batchtopk": "BatchTopK",
+    "matryoshka": "Matryoshka",
+    "gated": "Gated",
+    "abstopk": "AbsTopK",
+}
+DIALS = {"l1_coefficient": "λ", "l0_coefficient": "λ", "target_l0": "L0"}
 
 
 def rows_of(frame: Any) -> list[dict[str, Any]]:
@@ -62,8 +72,8 @@ class CellView:
     @property
     def setting(self) -> str:
         """Architecture, width and sparsity."""
-        name = {"topk": "TopK", "relu": "ReLU"}.get(self.architecture, self.architecture)
-        dial = {"k": "k", "l1_coefficient": "λ"}.get(self.sparsity_param, self.sparsity_param)
+        name = NAMES.get(self.architecture, self.architecture)
+        dial = DIALS.get(self.sparsity_param, self.sparsity_param)
         return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
 
     @property

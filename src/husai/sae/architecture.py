@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -20,12 +21,13 @@ class Losses:
     """Per-seed losses of one batch.
 
     mse: mean over batch of the summed squared error. terms: what the architecture adds to it, weighted, by name.
-    codes: the batch's latent activations.
+    codes: the batch's latent activations. seen: what `settle` needs to know of the batch, by name.
     """
 
     mse: Float[Tensor, "seeds"]
     terms: Mapping[str, Float[Tensor, "seeds"]]
     codes: Float[Tensor, "seeds batch d_sae"]
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def penalty(self) -> Float[Tensor, "seeds"]:
@@ -41,7 +43,7 @@ class Losses:
 class Step(NamedTuple):
     """Gradients of one batch and what the training loop logs of it.
 
-    fired: which latents were active at all. peak: the largest code.
+    fired: which latents were active at all. peak: the largest code. seen: as in `Losses`.
     """
 
     gradients: Params
@@ -50,18 +52,21 @@ class Step(NamedTuple):
     l0: Float[Tensor, "seeds"]
     fired: Bool[Tensor, "seeds d_sae"]
     peak: Float[Tensor, "seeds"]
+    seen: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Architecture(ABC, Generic[C]):
     """One kind of SAE. Axes as in `Params`; x is normalised.
 
-    saelens: what SAELens calls the folder it is saved as. scaled: its tensors beyond the four that are in units of codes.
+    saelens: what SAELens calls the folder it is saved as. scaled: its tensors beyond the four that are in units of
+    pre-activations; rescaled: those in units of scores, which carry the decoder norms already.
     encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones. strength: what the
     target-L0 controller multiplies the sparsity coefficient by, a number a seed; every penalised architecture applies it.
     """
 
     saelens: ClassVar[str]
     scaled: ClassVar[tuple[str, ...]] = ()
+    rescaled: ClassVar[tuple[str, ...]] = ()
     encoder_scale: ClassVar[float] = 1.0
     strength: Float[Tensor, "seeds"] | float = 1.0
 
@@ -96,10 +101,10 @@ class Architecture(ABC, Generic[C]):
         terms = {name: value.detach() for name, value in losses.terms.items()}
         named = dict(zip((name for name, _ in params.items()), gradients, strict=True))
         l0, peak = active.sum(-1).double().mean(-1), losses.codes.detach().abs().amax((1, 2))
-        return Step(Params.of(named), losses.mse.detach(), terms, l0, active.any(1), peak)
+        return Step(Params.of(named), losses.mse.detach(), terms, l0, active.any(1), peak, losses.seen)
 
-    def settle(self, params: Params) -> None:
-        """After the update, in place: what keeps parameters where they may be."""
+    def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
+        """After the update, in place: what keeps parameters where they may be, and what follows the batch."""
 
     def export(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights of one seed and config keys as SAELens has them."""

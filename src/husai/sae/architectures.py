@@ -3,11 +3,24 @@
 from typing import Any
 
 from husai.config import SAEKind
+from husai.sae.abstopk import AbsTopK
 from husai.sae.architecture import Architecture
+from husai.sae.batchtopk import BatchTopK
+from husai.sae.gated import Gated
+from husai.sae.jumprelu import JumpReLU
+from husai.sae.matryoshka import Matryoshka
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
 
-ARCHITECTURES: dict[str, type[Architecture[Any]]] = {"topk": TopK, "relu": ReLU}
+ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
+    "topk": TopK,
+    "relu": ReLU,
+    "jumprelu": JumpReLU,
+    "batchtopk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "gated": Gated,
+    "abstopk": AbsTopK,
+}
 
 
 def architecture_of(config: SAEKind) -> Architecture[Any]:

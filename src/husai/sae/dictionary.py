@@ -116,20 +116,28 @@ def rescaling(inner: Dictionary) -> Dictionary:
     return Dictionary(inner.W_dec, encode, decode, inner.meta)
 
 
-def finished(params: Params, config: SAEConfig, normaliser: Normaliser, scaled: tuple[str, ...]) -> SAEEnsemble:
+def finished(params: Params, config: SAEConfig, normaliser: Normaliser, architecture: Architecture) -> SAEEnsemble:
     """Trained parameters as SAEs on raw activations."""
     kind, competing = config.sae, config.sae.fixed_l0 is not None
     if competing and isinstance(normaliser.scale, Tensor):  # the norms that selection saw are in its scores already
         kind = kind.model_copy(update={"decoder_norm": "unit"})
-    weights = finish(params, normaliser, scaled, competing=competing)
+    weights = finish(params, normaliser, architecture.scaled, architecture.rescaled, competing=competing)
     return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds, normaliser.each)
 
 
-def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...], *, competing: bool = False) -> Params:
+def finish(
+    params: Params,
+    normaliser: Normaliser,
+    scaled: tuple[str, ...] = (),
+    rescaled: tuple[str, ...] = (),
+    *,
+    competing: bool = False,
+) -> Params:
     """Fold decoder norms and input normalisation into the weights: same reconstructions, unit decoder rows, raw input.
 
     Both foldings rest on the codes being positively homogeneous: f(c·h) = c·f(h) for c > 0, as ReLU and TopK are; so are
-    thresholds and biases, if they grow along (`scaled` names them). Codes come out in units of raw activations.
+    thresholds and biases, if they grow along: those that `scaled` names with norms and scale, those that `rescaled` names
+    with the scale alone (`Architecture`). Codes come out in units of raw activations.
 
     A scale of its own for every coordinate gives decoder rows of equal norm unequal ones. Where latents compete for a
     place (`competing`), dividing those out would change who wins: rows then keep them, and codes the units of training.
@@ -147,10 +155,11 @@ def finish(params: Params, normaliser: Normaliser, scaled: tuple[str, ...], *, c
             params.b_dec / scale + mean,
             {name: value * norms if name in scaled else value for name, value in params.more.items()},
         )
+    factors = dict.fromkeys(scaled, norms / scale) | dict.fromkeys(rescaled, 1 / scale)
     return Params(
         params.W_enc * norms[:, None],
         params.b_enc * norms / scale,
         params.W_dec / norms[..., None],
         params.b_dec / scale + mean,
-        {name: value * norms / scale if name in scaled else value for name, value in params.more.items()},
+        {name: value * factors.get(name, 1) for name, value in params.more.items()},
     )

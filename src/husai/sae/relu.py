@@ -6,6 +6,7 @@ from torch import Tensor
 from husai.config import ReLUConfig
 from husai.sae.architecture import Architecture, Losses
 from husai.sae.params import Params, pre_activations, squared_error
+from husai.schedule import warmth
 
 
 class ReLU(Architecture[ReLUConfig]):
@@ -24,7 +25,7 @@ class ReLU(Architecture[ReLUConfig]):
         too weak.
         """
         codes, config = self.encode(params, x), self.config
-        warmth = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
         norms = params.W_dec.norm(dim=-1)
-        l1 = config.l1_coefficient * self.strength * warmth * (codes * norms[:, None]).sum(-1).mean(-1)
+        strength = config.l1_coefficient * self.strength * warmth(step, config.l1_warmup_steps)
+        l1 = strength * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)

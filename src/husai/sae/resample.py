@@ -2,7 +2,8 @@
 
 A latent that fires on no training sample is pointed at a sample drawn with probability proportional to its squared
 loss. The encoder row gets the mean norm of the live rows times the architecture's `encoder_scale`: Bricken et al. use 0.2
-with ReLU; where latents compete, a weak row would never win, so it is 1 there.
+with ReLU; where latents compete, a weak row would never win, so it is 1 there. What an architecture has for every latent
+beside the encoder (a threshold, say) starts afresh.
 """
 
 from typing import Any
@@ -27,6 +28,7 @@ def resample_dead(
     generators: list[torch.Generator],
 ) -> Bool[Tensor, "seeds d_sae"]:
     """Replace the dead latents of every seed in place, and clear their optimiser moments. Returns which they were."""
+    fresh = architecture.init(params.map(torch.zeros_like)).more
     dead = torch.zeros(params.b_enc.shape, dtype=torch.bool, device=samples.device)
     with torch.no_grad():
         for seed, stream in enumerate(generators):
@@ -50,13 +52,21 @@ def resample_dead(
             params.W_dec[seed, dead[seed]] = direction
             params.W_enc[seed][:, dead[seed]] = direction.T * size
             params.b_enc[seed, dead[seed]] = 0.0
+            for name, value in params.more.items():
+                if _per_latent(value, dead):
+                    value[seed, dead[seed]] = fresh[name][seed, dead[seed]]
         _clear_moments(params, optimiser, dead)
     return dead
 
 
+def _per_latent(value: Tensor, dead: Bool[Tensor, "seeds d_sae"]) -> bool:
+    return value.shape == dead.shape
+
+
 def _clear_moments(params: Params, optimiser: torch.optim.Optimizer, dead: Bool[Tensor, "seeds d_sae"]) -> None:
     for name, value in params.items():
-        if name in ROWS:
+        if name in ROWS or (name in params.more and _per_latent(value, dead)):
+            rows = ROWS.get(name, ROWS["b_enc"])(dead)
             for moment in ("exp_avg", "exp_avg_sq"):
                 if moment in (state := optimiser.state.get(value, {})):
-                    state[moment].masked_fill_(ROWS[name](dead), 0.0)
+                    state[moment].masked_fill_(rows, 0.0)

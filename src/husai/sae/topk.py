@@ -1,15 +1,19 @@
 """TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093, §2.3 and appendix A.2)."""
 
+from typing import Any, TypeVar
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.config import TopKConfig
+from husai.config import KConfig
 from husai.sae.architecture import Architecture, Losses
 from husai.sae.params import Params, pre_activations, reconstruct, squared_error
 
+K = TypeVar("K", bound=KConfig)
 
-class TopK(Architecture[TopKConfig]):
+
+class TopK(Architecture[K]):
     """ReLU of the k largest scores. With free decoder norms, scores and codes carry them."""
 
     saelens = "topk"
@@ -60,7 +64,7 @@ class TopK(Architecture[TopKConfig]):
         values, indices = scores.topk(k, dim=-1, sorted=False)
         return torch.zeros_like(scores).scatter(-1, indices, values.relu() if self.config.auxk_rectified else values)
 
-    def export(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def export(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, {"k": self.config.k, "rescale_acts_by_decoder_norm": False}
 
 

@@ -170,7 +170,7 @@ class Trainer:
             self.optimiser.step()
             if unit and (self.step + 1) % every == 0:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-            self.architecture.settle(self.params)
+            self.architecture.settle(self.params, done.seen)
         return done
 
     def ensemble(self) -> SAEEnsemble:
@@ -180,7 +180,7 @@ class Trainer:
         raw = now.map(lambda value: value.detach().cpu().clone())
         if self.config.sae.decoder_norm == "unit" and (averaged or self.recipe.decoder_norm_every > 1):
             raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
-        made = finished(raw, self.config, self.normaliser, self.architecture.scaled)
+        made = finished(raw, self.config, self.normaliser, self.architecture)
         if not all(bool(value.isfinite().all()) for value in made.params):
             raise self.diverged("weights are")
         return made

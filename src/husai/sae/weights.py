@@ -59,8 +59,8 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
 def load_sae(folder: str | Path) -> Dictionary:
     """Open a SAELens folder as a Dictionary, whoever wrote it.
 
-    TopK and standard (ReLU) SAEs with plain settings are read directly; every other architecture or setting goes
-    through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated or of unknown architecture.
+    Architectures that are trained here are read directly if their settings are plain; every other architecture or setting
+    goes through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated or of unknown architecture.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -118,10 +118,13 @@ def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torc
 def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
     known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
-    ours = isinstance(known, dict) and known.get("architecture") == name
-    stated = {key: config[key] for key in ("d_sae", "k") if key in config}
+    fields = {key: config[key] for key in ("d_sae", "k") if key in config}
+    if (
+        isinstance(known, dict)
+        and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
+    ):
+        name, fields = known["architecture"], known | fields
     kind = SAE_CONFIGS[name]
-    fields = {**(known if ours and isinstance(known, dict) else {}), **stated}
     return architecture_of(
         kind.parse({key: value for key, value in fields.items() if key in kind.model_fields}, str(where))
     )
@@ -138,7 +141,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.setdefault("metadata", {}), dict):
         raise HusaiError(f"{folder / CONFIG}: it and its 'metadata' must be mappings of keys to values")
     for key in ("architecture", "d_in", "d_sae", "k"):
-        if key not in config and (key != "k" or config["architecture"] == "topk"):
+        if key not in config and (key != "k" or config.get("architecture") in ("topk", "abstopk")):
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
     for key in ("d_in", "d_sae"):
         if not isinstance(config[key], int) or config[key] < 1:
