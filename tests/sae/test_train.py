@@ -758,7 +758,7 @@ def test_a_scale_for_every_coordinate_folds_without_changing_who_fires(x, make_p
     architecture = architecture_of(kind)
     codes = architecture.encode(params, normaliser(raw))
     expected = architecture.decode(params, codes) / normaliser.scale + normaliser.mean
-    made = finished(params, recipe(kind, (0, 1), (0, 1)), normaliser, ())
+    made = finished(params, recipe(kind, (0, 1), (0, 1)), normaliser, architecture)
     folded = architecture_of(made.config)
     folded_codes = folded.encode(made.params, raw)
     assert torch.equal(folded_codes > 0, codes > 0)

@@ -305,8 +305,9 @@ def test_unknown_architecture(saved):
 
 
 def test_a_foreign_architecture_without_weights(sae_lens, tmp_path):
-    kind, config = sae_lens_config(sae_lens, "jumprelu", jumprelu_init_threshold=0.5)
+    kind, config = sae_lens_config(sae_lens, "topk", k=2, rescale_acts_by_decoder_norm=True)
     kind(config).save_inference_model(tmp_path / "sae")
+    edit_config(tmp_path / "sae", rescale_acts_by_decoder_norm=True)  # a setting that only SAELens computes
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
     refused(tmp_path / "sae", "SAELens cannot open it")
 
