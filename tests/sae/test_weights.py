@@ -305,7 +305,7 @@ def test_unknown_architecture(saved):
 
 
 def test_a_foreign_architecture_without_weights(sae_lens, tmp_path):
-    kind, config = sae_lens_config(sae_lens, "jumprelu", jumprelu_init_threshold=0.5)
+    kind, config = sae_lens_config(sae_lens, "jumprelu", apply_b_dec_to_input=False)  # read by SAELens
     kind(config).save_inference_model(tmp_path / "sae")
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
     refused(tmp_path / "sae", "SAELens cannot open it")
