@@ -110,6 +110,10 @@ def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
         (["activations", "extract", "add-p59-0", "--layer", "7"], "layer: 7 does not exist"),
         (["sae", "train", "add-p59-0", "sae.k=2000", "sae.d_sae=64"], "k 2000 exceeds d_sae 64"),
         (["sae", "train", "add-p59-0", "sae.architecture=magic"], "sae"),
+        (
+            ["sae", "train", "add-p59-0", "--architecture", "magic"],
+            "architecture 'magic': must be one of topk, relu, batch",
+        ),
         (["sae", "train", "add-p59-0", "--device", "cuda:99"], "--device cuda:99: not available"),
         (["activations", "extract", "add-p59-0", "--out", "a.txt"], "a.txt: activations are written as .safetensors"),
         (["sae", "train", "sae.k=4", "--shard-dir", "nowhere"], "nowhere: no such folder of activations"),

@@ -2,7 +2,10 @@ import pytest
 from pydantic import ValidationError
 
 from husai.config import (
+    SAE_CONFIGS,
+    BatchTopKConfig,
     CompiledConfig,
+    GatedConfig,
     ModelConfig,
     RecurrentConfig,
     ReLUConfig,
@@ -133,6 +136,23 @@ def test_a_wrong_override_is_named_beside_the_file(write):
     with pytest.raises(HusaiError) as caught:
         SAEConfig.load(path, ["sae.k=0"])
     assert str(caught.value).startswith(f"{path} with sae.k=0: 'sae.k': must be greater")
+
+
+def test_another_architecture_keeps_what_it_has_in_common(write):
+    path = write("sae: {architecture: topk, d_sae: 64, k: 5, auxk_coefficient: 0.5}\ntraining: {steps: 7}")
+    batch = SAEConfig.load(path, ["sae.threshold_lr=0.1"], architecture="batchtopk")
+    assert batch.sae == BatchTopKConfig(d_sae=64, k=5, auxk_coefficient=0.5, threshold_lr=0.1)
+    assert batch.training.steps == 7
+    assert SAEConfig.load(path, architecture="gated").sae == GatedConfig(d_sae=64)
+    for name in SAE_CONFIGS:
+        assert SAEConfig.load(path, architecture=name).sae.architecture == name
+    with pytest.raises(HusaiError, match=r"as gated sae.k=3: unknown key 'sae.k'"):
+        SAEConfig.load(path, ["sae.k=3"], architecture="gated")
+
+
+def test_every_architecture_has_an_example():
+    examples = [SAEConfig.load(path) for path in (find_config("topk_8x", "examples").parent).glob("*.yaml")]
+    assert {example.sae.architecture for example in examples} == set(SAE_CONFIGS)
 
 
 def test_further_problems_are_counted():

@@ -305,9 +305,8 @@ def test_unknown_architecture(saved):
 
 
 def test_a_foreign_architecture_without_weights(sae_lens, tmp_path):
-    kind, config = sae_lens_config(sae_lens, "topk", k=2, rescale_acts_by_decoder_norm=True)
+    kind, config = sae_lens_config(sae_lens, "jumprelu", apply_b_dec_to_input=False)  # read by SAELens
     kind(config).save_inference_model(tmp_path / "sae")
-    edit_config(tmp_path / "sae", rescale_acts_by_decoder_norm=True)  # a setting that only SAELens computes
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
     refused(tmp_path / "sae", "SAELens cannot open it")
 

@@ -1,4 +1,4 @@
-"""BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410, §3): k active latents a sample on average over a batch."""
+"""BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410): k active latents a sample on average over a batch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +20,7 @@ class BatchTopK(TopK[B]):
     """ReLU of the B·k largest scores of each seed's batch of B; AuxK as with TopK.
 
     A finished SAE sees samples one by one, so it takes a threshold instead: every positive score above it is a code. The
-    threshold (seeds, 1) follows the batches' smallest active scores (Bussmann et al., eq. 5): the first batch sets it,
+    threshold (seeds, 1) follows the batches' smallest active scores, as in the paper: the first batch sets it,
     then it moves by `threshold_lr`. SAELens starts from 0 instead, which is forgotten after some hundred steps. No
     gradient reaches it. Before the first step it is 0.
     """

@@ -1,4 +1,4 @@
-"""Gated SAE (Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated SAEs", arXiv 2404.16014, §3.2)."""
+"""Gated SAE (Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated SAEs", arXiv 2404.16014)."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class Gated(Architecture[GatedConfig]):
         """Squared error, L1 of the rectified gate (l1), and the squared error of x̂ from it (gate); `dead` plays no part.
 
         No gradient passes the step of the gate, so the last two train it. As in SAELens, the decoder learns from the
-        last one too; Rajamanoharan et al. (eq. 8) hold the decoder constant in it.
+        last one too; Rajamanoharan et al. hold the decoder constant in it.
         """
         config, norms = self.config, params.W_dec.norm(dim=-1)[:, None]
         codes, gate = self._paths(params, x)

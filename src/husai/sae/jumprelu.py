@@ -31,7 +31,7 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         """Squared error, the sparsity loss at its warm-up level (l0), and for dead latents the mean over the batch of
         Σ ReLU(threshold − h)·‖W_dec‖ (pre_act).
 
-        step: L0 (eq. 9); tanh: Anthropic 2025, "Circuits Updates — January"; quadratic: Gemma Scope 2, around a target.
+        step: L0, as in the paper; tanh: Anthropic 2025, "Circuits Updates — January"; quadratic: Gemma Scope 2.
         """
         config, threshold = self.config, params.more["threshold"]
         hidden, norms = pre_activations(params, x), params.W_dec.norm(dim=-1)[:, None]
@@ -62,7 +62,7 @@ def jump(
     """Codes and L0 of every sample, in one pass, with gradients for both.
 
     A jump has no derivative; thresholds get that of the expectation over inputs, estimated with a rectangular kernel of
-    width `bandwidth` (arXiv 2407.14435, §4): with K = [|h − θ| < bandwidth/2] / bandwidth, dθ is −Σ_batch K·(θ·d codes + d L0).
+    width `bandwidth` (arXiv 2407.14435): with K = [|h − θ| < bandwidth/2] / bandwidth, dθ is −Σ_batch K·(θ·d codes + d L0).
     h gets [h > θ]·d codes, and with `ste_to_input` K·(θ·d codes + d L0) besides.
     """
     return _Jump.apply(hidden, threshold, bandwidth, ste_to_input)  # pyright: ignore[reportReturnType]

@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK SAE (Bussmann et al. 2025, arXiv 2503.17547, §3): nested dictionaries in one."""
+"""Matryoshka BatchTopK SAE (Bussmann et al. 2025, arXiv 2503.17547): nested dictionaries in one."""
 
 from dataclasses import replace
 from itertools import pairwise
