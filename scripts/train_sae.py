@@ -52,7 +52,7 @@ def main(
     if epochs is not None and epochs <= 0:
         raise HusaiError(f"--epochs {epochs}: must be above 0")
     chosen = SAEConfig.load(find_config(config, "examples"), [*(overrides or []), *settings])
-    train_single(
+    metrics = train_single(
         Request(
             model=transformer_checkpoint,
             hook=hook,
@@ -69,7 +69,7 @@ def main(
             project=wandb_project,
         )
     )
-    return 0
+    return int("hopeless" in metrics)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,10 @@ def sae_train(
     quiet: Annotated[bool, typer.Option(help="print nothing but errors")] = False,
     json: JsonOption = False,
 ) -> int:
-    """Train SAEs on one hook of a verified model; the folder opens with sae_lens.SAE.load_from_disk."""
+    """Train SAEs on one hook of a verified model; the folder opens with sae_lens.SAE.load_from_disk.
+
+    Exit 1 if training was given up as hopeless (training.stop), which the folder says.
+    """
     from husai.config import SAEConfig
     from husai.resources import find_config
     from husai.single import Request, train_single
@@ -234,7 +237,7 @@ def sae_train(
     metrics = train_single(request)
     if json:
         console.show_json(metrics)
-    return 0
+    return int("hopeless" in metrics)
 
 
 @sae_app.command("score")

@@ -137,6 +137,8 @@ def train_single(request: Request) -> dict[str, Any]:
             )
         finally:
             tracker.finish()
+    if trained.hopeless:
+        console.err.print(f"husai: training was given up at step {trained.steps}: {trained.hopeless}", markup=False)
     if not request.quiet:
         say((request.out / "report.md").read_text(encoding="utf-8"))
         console.show_health(assess(trained.history, config))
