@@ -100,9 +100,9 @@ def train_single(request: Request) -> dict[str, Any]:
             history.extend(rows)
             tracker.log(mean, step)
             if step >= START * steps and step * STRIDE // steps > judged:
-                state, judged = f" · {assess(history, config).line}", step * STRIDE // steps
-            text = (
-                "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean) + state
+                state, judged = f"{assess(history, config).line} · ", step * STRIDE // steps
+            text = state + "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(
+                **mean
             )
             bar.update(line, completed=step, figures=text)
             if not request.quiet:
