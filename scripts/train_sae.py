@@ -84,9 +84,8 @@ def main(
     )
     if dry_run:
         say("\n".join(estimate_single(request).lines))
-    else:
-        train_single(request)
-    return 0
+        return 0
+    return int("hopeless" in train_single(request))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from husai.activations import Normaliser, extract
+from husai.activations import Normaliser, extract, rescale
 from husai.errors import HusaiError
 from husai.tasks import Task
 from husai.transformer.model import hook_names
@@ -114,6 +114,30 @@ def test_constant_activations_are_refused(x):
 def test_a_single_sample_is_refused():
     with pytest.raises(HusaiError, match="do not vary"):
         Normaliser.fit(torch.randn(1, 3))
+
+
+def test_every_coordinate_gets_variance_1():
+    # deviations 3 and 4 about the mean (1, 1); a constant coordinate stays 0
+    normalise = Normaliser.fit(torch.tensor([[4.0, 5.0, 7.0], [-2.0, -3.0, 7.0]]), how="feature")
+    assert normalise(torch.tensor([[4.0, 5.0, 7.0], [1.0, -7.0, 7.0]])).tolist() == [[1, 1, 0], [0, -2, 0]]
+
+
+def test_every_sample_gets_norm_sqrt_d_and_a_zero_vector_stays_one():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-9]])
+    normalise = Normaliser.fit(x, how="constant_norm")
+    root = math.sqrt(2)
+    scaled = normalise(x)
+    torch.testing.assert_close(scaled, torch.tensor([[0.6 * root, 0.8 * root], [0.0, 0.0], [0.0, 1e-3 * root]]))
+    torch.testing.assert_close(scaled * rescale(x).size, x)
+    assert torch.equal(normalise(x[None])[0], scaled)
+
+
+def test_nothing_is_changed_if_asked_so():
+    x = torch.tensor([[3.0, 4.0], [0.0, 7.0]])
+    assert torch.equal(Normaliser.fit(x, how="none")(x), x)
+    for how in ("feature", "constant_norm", "none"):
+        with pytest.raises(HusaiError, match="do not vary"):
+            Normaliser.fit(torch.ones(3, 2), how=how)
 
 
 def test_small_variation_on_a_large_mean_is_kept():

@@ -298,3 +298,23 @@ def test_a_killed_run_goes_on_when_the_command_is_given_again(tmp_path):
     assert first == second
     assert not (tmp_path / "run.checkpoints").exists()
     assert "checkpoint_every" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_hopeless_training_is_given_up_and_says_why(tmp_path):
+    settings = ["sae.d_sae=64", "sae.l1_coefficient=100", "sae.l1_warmup_steps=10", "training.lr=0.01"]
+    settings += ["training.steps=200", "training.batch_size=512", "training.warmup_steps=10", "training.stop=hopeless"]
+    done = husai("sae", "train", "add-p59-0", *settings, "--config", "relu_8x", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "training was given up at step" in done.stderr
+    assert "Lower λ (sae.l1_coefficient)" in done.stderr
+    assert "Health: NOT FIXED: L0 does not end at 5.0% of latents ± 2 points" in done.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] < 200
+    assert not metrics["converged"]
+    health = json.loads((tmp_path / "run" / "health.json").read_text())
+    assert health["verdict"] == metrics["health"]
+    assert {check["name"]: check["band"] for check in health["checks"]}["L0 share"] == "red"
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert f"Training was stopped after {metrics['steps']} of 200 steps: " in text
+    assert "| L0 share | 0." in text
+    assert (tmp_path / "run" / "sae_weights.safetensors").is_file()

@@ -245,3 +245,24 @@ def test_the_overlap_stage_asks_for_more_than_a_band_and_more_than_chance(traine
     activations = type("A", (), {"x": torch.randn(8, 2, generator=torch.Generator().manual_seed(0))})
     with pytest.raises(pipeline.StageFailed, match=message):
         pipeline.check_overlap(activations, pipeline.Trained(Result, Ensemble()))
+
+
+def test_a_single_run_ends_where_it_has_converged(tmp_path, monkeypatch):
+    training = {"steps": 160, "batch_size": 256, "stop": "converged"}
+    config = SAEConfig.parse({"sae": {"architecture": "topk", "d_sae": 32, "k": 4, "k_aux": 4}, "training": training})
+    looked = []
+
+    def flat(curve, step):
+        looked.append((step, sorted(curve)))
+        return step == 40
+
+    monkeypatch.setattr(single, "is_flat", flat)
+    request = single.Request("add-p59-0", "resid_post", None, -1, None, config, tmp_path / "run", False, "cpu", True)
+    metrics = single.train_single(request)
+    assert looked == [(0, [0]), (10, [0, 10]), (20, [0, 10, 20]), (40, [0, 10, 20, 40])]
+    assert metrics["steps"] == 40
+    assert "fourier_overlap_untrained" in metrics
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "- Steps: 40" in text
+    assert f"**{metrics['health']}**" in text
+    assert json.loads((tmp_path / "run" / "cfg.json").read_text())["metadata"]["steps"] == 40

@@ -635,3 +635,18 @@ def test_a_control_that_passes_the_gate_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "check_gate", passed)
     with pytest.raises(HusaiError, match="is declared a random control, yet passes the gate"):
         run_suite(suite, tmp_path / "other", tmp_path / "runs", jobs=1)
+
+
+def test_a_cell_ends_where_it_has_converged_and_fails_if_hopeless(tmp_path, monkeypatch):
+    def suite_of(**training):
+        entries = [{**SUITE["entries"][1], "training": {**TRAINING, **training}}]
+        return SuiteConfig.parse({**SUITE, "entries": entries, "init_seeds": [0, 1], "data_seeds": [0, 1]})
+
+    monkeypatch.setattr("husai.cell.is_flat", lambda curve, step: step == 20)
+    assert run_suite(suite_of(stop="converged"), tmp_path / "flat", tmp_path / "runs", jobs=1) == 0
+    records = pd.read_parquet(tmp_path / "flat" / "records.parquet")
+    assert sorted(records.step.unique()) == [0, 2, 5, 10, 20]
+    assert "untrained" in set(records[records.step == 20].null)
+    monkeypatch.setattr("husai.sae.train.hopeless", lambda history, config: "it is of no use.")
+    with pytest.raises(HusaiError, match=r"given up after \d+ of 40 steps; it is of no use"):
+        run_suite(suite_of(stop="hopeless"), tmp_path / "hopeless", tmp_path / "runs", jobs=1)

@@ -306,7 +306,10 @@ def sae_train(
     deterministic: DeterministicOption = False,
     dry_run: DryRunOption = False,
 ) -> int:
-    """Train SAEs on one hook of a verified model, or on a store; the folder opens with sae_lens.SAE.load_from_disk."""
+    """Train SAEs on one hook of a verified model, or on a store; the folder opens with sae_lens.SAE.load_from_disk.
+
+    Exit 1 if training was given up as hopeless (training.stop), which the folder says.
+    """
     from dataclasses import asdict
 
     from husai.config import SAEConfig
@@ -345,7 +348,7 @@ def sae_train(
     metrics = train_single(request)
     if json:
         console.show_json(metrics)
-    return 0
+    return int("hopeless" in metrics)
 
 
 @sae_app.command("score")

@@ -169,9 +169,9 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
             history.extend(rows)
             tracker.log(mean, step)
             if step >= START * steps and step * STRIDE // steps > judged:
-                state, judged = f" · {assess(history, config).line}", step * STRIDE // steps
-            text = (
-                "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean) + state
+                state, judged = f"{assess(history, config).line} · ", step * STRIDE // steps
+            text = state + "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(
+                **mean
             )
             bar.update(line, completed=step, figures=text)
             if not request.quiet:
@@ -207,6 +207,8 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
             )
         finally:
             tracker.finish()
+    if trained.hopeless:
+        console.err.print(f"husai: training was given up at step {trained.steps}: {trained.hopeless}", markup=False)
     if not request.quiet:
         say((request.out / "report.md").read_text(encoding="utf-8"))
         console.show_health(assess(trained.history, config))

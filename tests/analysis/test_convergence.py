@@ -1,6 +1,8 @@
+from itertools import pairwise
+
 import pytest
 
-from husai.analysis.convergence import TOLERANCES, has_converged, movements
+from husai.analysis.convergence import TOLERANCES, doublings, has_converged, is_flat, movements
 from husai.analysis.stats import Interval
 
 
@@ -45,3 +47,15 @@ def test_a_single_seed_is_judged_without_agreement():
     alone = {name: value for name, value in FLAT.items() if name != "pwmcc"}
     assert has_converged(point(**alone), point(**alone))
     assert set(TOLERANCES) == set(FLAT)
+
+
+def test_a_run_that_may_stop_is_looked_at_each_doubling():
+    assert doublings(1500) == (93, 187, 375, 750, 1500)
+    assert doublings(3) == (1, 3)
+    assert all(b // 2 == a for a, b in pairwise(doublings(1500)))
+
+
+def test_a_run_is_flat_where_it_has_not_moved_since_half_way():
+    curve = {0: point(**FLAT), 50: point(**{**FLAT, "pwmcc": 0.5}), 100: point(**FLAT), 200: point(**FLAT)}
+    assert [is_flat(curve, step) for step in (0, 50, 100, 200)] == [False, False, False, True]
+    assert not is_flat({0: point(**FLAT), 1: point(**FLAT)}, 1), "nothing is learned from the start alone"

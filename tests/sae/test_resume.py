@@ -249,7 +249,17 @@ def test_fresh_samples_go_on_where_they_were(tmp_path, x):
 
 def test_everything_that_changes_in_training_is_kept(x):
     """A new attribute of the trainer either follows from its arguments or must be named in `kept`."""
-    follows = {"config", "recipe", "count", "normaliser", "architecture", "samples", "variance", "dead_steps", "grad_norm"}
+    follows = {
+        "config",
+        "recipe",
+        "count",
+        "normaliser",
+        "architecture",
+        "samples",
+        "variance",
+        "dead_steps",
+        "grad_norm",
+    }
     assert set(vars(Trainer(x, recipe()))) == follows | set(Trainer.kept)
 
 

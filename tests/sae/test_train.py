@@ -649,6 +649,24 @@ def test_the_average_by_hand():
     assert restarted.b_dec.tolist() == [[3.0, 3.0]]
 
 
+def test_a_resampled_latents_average_starts_anew(x, monkeypatch):
+    restarted, replaced = [], []
+
+    def spy_on_resampling(*args):
+        replaced.append(resample_dead(*args))
+        return replaced[-1]
+
+    def spy_on_restart(self, params, which):
+        restarted.append(which)
+
+    monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
+    monkeypatch.setattr(Average, "restart", spy_on_restart)
+    train_saes(x, recipe(ema_decay=0.9))
+    assert len(restarted) == 2
+    assert any(bool(which.any()) for which in restarted)
+    assert all(torch.equal(*pair) for pair in zip(restarted, replaced, strict=True))
+
+
 def test_finished_saes_are_averages_with_unit_rows(x):
     seen = []
     stop = {"stop": lambda _, ensemble: bool(seen.append(ensemble.params)), "stop_at": (0, 1, 2)}

@@ -99,6 +99,25 @@ def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, t
         assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 
 
+@pytest.mark.parametrize("normalise", ["feature", "constant_norm", "none"])
+@pytest.mark.parametrize("name", ["topk weighted", "relu unit"])
+def test_folders_say_how_training_normalised_its_input(sae_lens, x, tmp_path, name, normalise):
+    training = SAETrainingConfig(steps=40, batch_size=64, lr=1e-2, warmup_steps=5, normalise=normalise)
+    ensemble = train_saes(x, SAEConfig(sae=KINDS[name], training=training)).ensemble
+    save_sae(ensemble, 0, tmp_path, {})
+    stated = json.loads((tmp_path / "cfg.json").read_text())["normalize_activations"]
+    assert stated == ("constant_norm_rescale" if normalise == "constant_norm" else "none")
+    ours, loaded = ensemble.member(0), load_sae(tmp_path)
+    equal_outputs(ours, sae_lens.SAE.load_from_disk(tmp_path), x, atol=1e-4)
+    codes = ours.encode(x)
+    assert torch.equal(loaded.encode(x), codes)
+    assert torch.equal(loaded.decode(codes), ours.decode(codes))
+    zero = loaded.decode(loaded.encode(torch.zeros(1, D_IN)))
+    assert bool(zero.isfinite().all())
+    if normalise == "constant_norm":
+        assert float(zero.norm()) < 1e-4
+
+
 def test_the_folders_metadata_say_what_it_is(sae_lens, saved):
     metadata = sae_lens.SAE.load_from_disk(saved).cfg.metadata
     assert metadata.sae_lens_version == sae_lens.__version__

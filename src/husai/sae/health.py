@@ -188,16 +188,17 @@ class _Course:
         if first.step <= self.warm:
             start = first.l0 / self.d_sae
             found.append(self.check("L0 share at start", start, _band(start, (0.25, 0.75), (0.25, 0.75)), "near half"))
+        advice = "l0 high" if self.last.l0 > self.target else ""
         if (trend := self.trend()) is not None:
             band = "ok" if trend < 1 else "acceptable" if trend <= 1.02 else "red"
-            found.append(self.check("L0 trend", trend, band, "below 1: late over early L0 after warm-up", "l0 high"))
+            found.append(self.check("L0 trend", trend, band, "below 1: late over early L0 after warm-up", advice))
             low, rebound = math.inf, 1.0
             for row in self.after[max(range(len(self.after)), key=lambda i: self.after[i].l0) :]:
                 low = min(low, row.l0)
                 rebound = max(rebound, row.l0 / low if low else math.inf)
             steady: Band = "ok" if rebound <= 1.1 else "acceptable" if rebound <= 1.5 else "red"
             rule = "up to 1.1, red above 1.5: largest rise after its peak"
-            found.append(self.check("L0 rebound", rebound, steady, rule, "l0 high"))
+            found.append(self.check("L0 rebound", rebound, steady, rule, advice))
         return found
 
     def trend(self) -> float | None:
