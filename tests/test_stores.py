@@ -406,6 +406,24 @@ def test_capture_writes_what_the_model_has_there(tmp_path, foreign, hook, full, 
     assert not torch.equal(other.aligned(0, "token"), tokens.flatten())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_capture_of_a_hugging_face_folder(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from husai.capture import capture
+
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 8, "n_ctx": 8}
+    model = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    model.save_pretrained(tmp_path / "hf")
+    store = capture(request(tmp_path / "hf", tmp_path / "s", layer=0))
+    with torch.no_grad():
+        hidden = model.transformer(store.aligned(0, "token").view(12, 8), output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(store.read(0), hidden.flatten(0, 1))
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(HusaiError, match="cannot load it as a Hugging Face model"):
+        capture(request(tmp_path / "hf", tmp_path / "t"))
+
+
 def test_capture_takes_token_files_and_one_position(tmp_path, foreign):
     from husai.capture import capture
 
