@@ -136,6 +136,26 @@ def test_train_sae_reports_and_saves(tmp_path):
     assert {"loss", "l0", "explained_variance", "dead"} <= set(history[0].split(","))
 
 
+def test_train_sae_takes_a_store_in_place_of_a_model(tmp_path):
+    import torch
+
+    (tmp_path / "shards").mkdir()
+    for part in range(3):
+        g = torch.Generator().manual_seed(part)
+        torch.save(torch.randn(20, 30, 16, generator=g), tmp_path / "shards" / f"{part}.pt")
+    flags = ["--shard-dir", "shards", "--no-wandb", "--batch-size", 100, "--epochs", 2, "--save-dir", "run"]
+    settings = ["--checkpoint-interval", 10, "--deterministic", "sae.d_sae=32", "sae.k=4"]
+    asked = run("train_sae.py", *flags, *settings, "--dry-run", cwd=tmp_path)
+    assert "36 steps of" in asked.stdout, asked.stderr
+    assert not (tmp_path / "run").exists()
+    done = run("train_sae.py", *flags, *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Trained on: shards (1800 rows in 3 shards)" in (tmp_path / "run" / "report.md").read_text()
+    neither = run("train_sae.py", "--no-wandb", cwd=tmp_path)
+    assert neither.returncode == 2
+    assert "needs a MODEL, a store of activations (--shard-dir), or both" in neither.stderr
+
+
 def test_train_sae_runs_without_wandb_and_says_so_once(tmp_path):
     flags = [
         "--transformer-checkpoint",

@@ -278,7 +278,6 @@ def test_the_sample_of_a_store_has_one_row_from_each_stretch(tmp_path):
 
 
 LIMITED = """
-import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -294,7 +293,8 @@ def store(name, shards):
     return open_store(Path(name))
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 def train(x, steps):
     training = SAETrainingConfig(steps=steps, batch_size=1024, buffer_rows=8192, resample_every=40)
@@ -344,7 +344,7 @@ def test_an_estimate_counts_what_training_holds(tmp_path, samples):
     assert 0 < found.step_seconds < 1
     assert found.peak_bytes > 50 * 2**20
     streamed = estimate(store_of(samples, tmp_path, 1000), recipe((0, 1), buffer_rows=2000))
-    assert streamed.sample_bytes == samples.numel() * 4 + 2 * 2000 * 8 * 4
+    assert streamed.sample_bytes == 3 * 2000 * 8 * 4  # a block a seed, and the sample
     assert "300 steps of" in streamed.lines[0]
 
 
@@ -404,6 +404,24 @@ def test_capture_writes_what_the_model_has_there(tmp_path, foreign, hook, full, 
     torch.testing.assert_close(torch.cat([store.read(i) for i in range(3)]), expected)
     other = capture(request(folder, tmp_path / "t", hook, seed=4))
     assert not torch.equal(other.aligned(0, "token"), tokens.flatten())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_capture_of_a_hugging_face_folder(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from husai.capture import capture
+
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 8, "n_ctx": 8}
+    model = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    model.save_pretrained(tmp_path / "hf")
+    store = capture(request(tmp_path / "hf", tmp_path / "s", layer=0))
+    with torch.no_grad():
+        hidden = model.transformer(store.aligned(0, "token").view(12, 8), output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(store.read(0), hidden.flatten(0, 1))
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(HusaiError, match="cannot load it as a Hugging Face model"):
+        capture(request(tmp_path / "hf", tmp_path / "t"))
 
 
 def test_capture_takes_token_files_and_one_position(tmp_path, foreign):

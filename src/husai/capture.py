@@ -146,6 +146,33 @@ def _pretrained(name: str, device: str) -> "HookedTransformer":
         raise HusaiError(f"model {name}: TransformerLens cannot load it ({error.__class__.__name__}: {what})") from None
 
 
+def _hugging_face(folder: Path, device: str) -> "HookedTransformer":
+    """A folder that `save_pretrained` wrote, weights as they are; its tokenizer, if there is one, comes along."""
+    from transformer_lens import HookedTransformer, loading_from_pretrained
+    from transformers import AutoTokenizer
+
+    try:
+        config = loading_from_pretrained.get_pretrained_model_config(str(folder), device=device)
+        state = loading_from_pretrained.get_pretrained_state_dict(str(folder), config)
+        known = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        tokenizer = AutoTokenizer.from_pretrained(folder) if known else None
+        model = HookedTransformer(config, tokenizer)
+        model.load_and_process_state_dict(
+            state,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+            refactor_factored_attn_matrices=False,
+        )
+    except Exception as error:  # whatever is missing or unknown in the folder
+        what = " ".join(str(error).split())[:200]
+        raise HusaiError(
+            f"{folder}: TransformerLens cannot load it as a Hugging Face model ({error.__class__.__name__}: {what})"
+        ) from None
+    return model.eval()
+
+
 def _from_folder(folder: Path, device: str) -> "HookedTransformer":
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -155,7 +182,7 @@ def _from_folder(folder: Path, device: str) -> "HookedTransformer":
     except (OSError, ValueError, AssertionError):
         raise HusaiError(f"{folder / CONFIG}: is not a mapping in JSON") from None
     if "d_head" not in keys:  # HookedTransformerConfig cannot do without; Hugging Face's configs do not have it
-        return _pretrained(str(folder), device)
+        return _hugging_face(folder, device)
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise HusaiError(f"{folder}: holds no weights ({', '.join(WEIGHTS)})")

@@ -1,9 +1,9 @@
 """What a training run will take, from a few of its steps."""
 
 import resource
-import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -92,6 +92,8 @@ def _size(tensors: list[Tensor]) -> int:
 
 
 def _peak() -> int:
-    """The most resident memory of this process in bytes; getrusage counts KiB on Linux and bytes on macOS."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    """The most resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux' getrusage would count the process that started this one, too
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
