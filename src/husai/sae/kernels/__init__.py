@@ -1,1 +1,1 @@
-"""Fast twins of `Architecture.gradients` on the CPU. What they compute is defined by the plain `losses` of each architecture."""
+"""Fast twins of `Architecture.gradients` on the CPU; what they compute is what the plain `losses` define."""

@@ -20,8 +20,7 @@ def exceed(_, bits, place, level):
         first = builder.insert_element(ir.Constant(kind, ir.Undefined), bound, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         splat = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
-        mask = builder.bitcast(builder.icmp_signed(">", values, splat), ir.IntType(LANES))
-        return mask
+        return builder.bitcast(builder.icmp_signed(">", values, splat), ir.IntType(LANES))
 
     return types.int64(bits, types.int64, types.int32), code
 

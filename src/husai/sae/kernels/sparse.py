@@ -149,7 +149,7 @@ def tally(index, start, count, uses):
 
 @kernel
 def places(uses, column):
-    """uses (blocks, m) becomes where each block's entries of each latent go when sorted by latent; column (m + 1) its bounds."""
+    """uses (blocks, m) becomes where each block's entries go when sorted by latent; column (m + 1): the latents' bounds."""
     blocks, m = uses.shape
     at = 0
     for f in range(m):
@@ -187,13 +187,13 @@ def latent_gradients(first, last, column, row_of, value_of, slope_of, scale, err
         start, end = column[f], column[f + 1]
         whole = start + (end - start) // 4 * 4
         for e in range(start, whole, 4):
-            i, j, k, l = row_of[e], row_of[e + 1], row_of[e + 2], row_of[e + 3]
+            h, i, j, k = row_of[e], row_of[e + 1], row_of[e + 2], row_of[e + 3]
             p, q, r, s = scale * value_of[e], scale * value_of[e + 1], scale * value_of[e + 2], scale * value_of[e + 3]
             for c in range(d):
-                atom[c] += p * error[i, c] + q * error[j, c] + r * error[k, c] + s * error[l, c]
+                atom[c] += p * error[h, c] + q * error[i, c] + r * error[j, c] + s * error[k, c]
             p, q, r, s = slope_of[e], slope_of[e + 1], slope_of[e + 2], slope_of[e + 3]
             for c in range(d):
-                toward[c] += p * x[i, c] + q * x[j, c] + r * x[k, c] + s * x[l, c]
+                toward[c] += p * x[h, c] + q * x[i, c] + r * x[j, c] + s * x[k, c]
             bias += p + q + r + s
         for e in range(whole, end):
             i, p, q = row_of[e], scale * value_of[e], slope_of[e]
