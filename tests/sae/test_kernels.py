@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from husai.config import SAEConfig, TopKConfig
+from husai.config import ReLUConfig, SAEConfig, TopKConfig
 from husai.sae.architecture import Architecture
 from husai.sae.kernels import choice
 from husai.sae.kernels.share import share
 from husai.sae.params import Params
+from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
 from husai.sae.train import Trainer
 
@@ -185,6 +186,23 @@ def test_without_numba_training_works(planted, monkeypatch):
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     loss, _ = trained(planted, 20)
     assert loss < planted.x.shape[1]
+
+
+# --- ReLU ---
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(64, 16, 128), (777, 37, 131), (1, 5, 9), (256, 8, 63)])
+@pytest.mark.parametrize(("step", "unit"), [(3, False), (500, True)], ids=["warming up", "unit norms"])
+def test_relu_equals_autograd(make_params, monkeypatch, seeds, batch, d_in, d_sae, step, unit):
+    from husai.sae import relu
+
+    calls, fast_step = [], relu.relu_step
+    monkeypatch.setattr(relu, "relu_step", lambda *arguments: calls.append(1) or fast_step(*arguments))
+    params = single(make_params(seeds, d_in, d_sae, unit=unit))
+    config = ReLUConfig(d_sae=d_sae, l1_coefficient=0.8, l1_warmup_steps=10)
+    equal(*both(ReLU(config), params, samples(seeds, batch, d_in), step=step))
+    assert len(calls) == seeds
 
 
 # --- blocks ---

@@ -4,7 +4,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import ReLUConfig
-from husai.sae.architecture import Architecture, Losses
+from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.kernels.choice import plain_floats
+from husai.sae.kernels.relu import relu_step
+from husai.sae.kernels.step import each_seed
 from husai.sae.params import Params, pre_activations, squared_error
 
 
@@ -17,14 +20,24 @@ class ReLU(Architecture[ReLUConfig]):
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         return pre_activations(params, x).relu()
 
+    def coefficient(self, step: int) -> float:
+        """λ at its warm-up level."""
+        config = self.config
+        warmth = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
+        return config.l1_coefficient * warmth
+
     def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
         """Squared error plus the L1 penalty at its warm-up level; `dead` plays no part.
 
         The penalty sums over latents and averages over the batch only: averaging over latents too would make it d_sae times
         too weak.
         """
-        codes, config = self.encode(params, x), self.config
-        warmth = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
-        norms = params.W_dec.norm(dim=-1)
-        l1 = config.l1_coefficient * warmth * (codes * norms[:, None]).sum(-1).mean(-1)
+        codes, norms = self.encode(params, x), params.W_dec.norm(dim=-1)
+        l1 = self.coefficient(step) * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)
+
+    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+        """In blocks that stay in the cache where that applies: float32 on the CPU."""
+        if type(self) is not ReLU or not plain_floats(params, x):
+            return super().gradients(params, x, step=step, dead=dead)
+        return each_seed(lambda seed, alone: relu_step(alone, x[seed], self.coefficient(step)), params)

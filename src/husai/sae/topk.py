@@ -1,5 +1,7 @@
 """TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093, §2.3 and appendix A.2)."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from husai.config import TopKConfig
 from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
+from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, reconstruct, squared_error
 
 
@@ -48,14 +51,14 @@ class TopK(Architecture[TopKConfig]):
         own = type(self) is TopK and self.config.decoder_norm == "unit"
         if not (own and plain_floats(params, x) and numba_there()):
             return super().gradients(params, x, step=step, dead=dead)
-        from husai.sae.kernels.topk import sparse_step, stacked
+        from husai.sae.kernels.topk import sparse_step
 
-        steps, auxk = [], []
-        for seed in range(len(x)):
-            alone = params.map(lambda value, seed=seed: value[seed].detach())
-            steps.append(sparse_step(alone, x[seed], self.config.k))
-            auxk.append(self._add_auxk(alone, x[seed], steps[-1].residual, dead[seed], steps[-1].gradients))
-        return stacked(steps, {"auxk": torch.stack(auxk)})
+        def one(seed: int, alone: Params) -> OneSeed:
+            done = sparse_step(alone, x[seed], self.config.k)
+            auxk = self._add_auxk(alone, x[seed], done.residual, dead[seed], done.gradients)
+            return replace(done, terms={"auxk": auxk})
+
+        return each_seed(one, params)
 
     def _add_auxk(self, params: Params, x: Tensor, residual: Tensor, dead: Tensor, gradients: Params) -> Tensor:
         """AuxK of one seed, computed on the dead columns alone; its gradients are added to `gradients`."""
