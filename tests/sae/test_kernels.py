@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from husai.config import ReLUConfig, SAEConfig, TopKConfig
 from husai.sae.architecture import Architecture
 from husai.sae.kernels import choice
-from husai.sae.kernels.share import share
+from husai.sae.kernels.share import serial, share
 from husai.sae.params import Params
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
@@ -210,22 +210,21 @@ def test_relu_equals_autograd(make_params, monkeypatch, seeds, batch, d_in, d_sa
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_block_is_done_once(threads):
-    before, done = torch.get_num_threads(), []
-    try:
-        torch.set_num_threads(threads)
-        share(done.append, 37)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    done = []
+    share(done.append, 37, threads)
     assert sorted(done) == list(range(37))
 
 
-def test_an_error_in_a_block_is_raised_and_the_threads_stay(monkeypatch):
+def test_an_error_in_a_block_is_raised_and_the_threads_stay():
     threads = torch.get_num_threads()
 
     def fail(block: int) -> None:
-        raise ValueError(block)
+        raise ValueError(f"block {block} with {torch.get_num_threads()} thread")
 
-    with pytest.raises(ValueError, match=r"\d"):
-        share(fail, 8)
+    def run() -> None:
+        with serial():
+            share(fail, 8, 2)
+
+    with pytest.raises(ValueError, match="with 1 thread"):
+        run()
     assert torch.get_num_threads() == threads

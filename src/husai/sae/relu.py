@@ -40,4 +40,4 @@ class ReLU(Architecture[ReLUConfig]):
         """In blocks that stay in the cache where that applies: float32 on the CPU."""
         if type(self) is not ReLU or not plain_floats(params, x):
             return super().gradients(params, x, step=step, dead=dead)
-        return each_seed(lambda seed, alone: relu_step(alone, x[seed], self.coefficient(step)), params)
+        return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], self.coefficient(step), made), params)

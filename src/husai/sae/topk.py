@@ -53,9 +53,9 @@ class TopK(Architecture[TopKConfig]):
             return super().gradients(params, x, step=step, dead=dead)
         from husai.sae.kernels.topk import sparse_step
 
-        def one(seed: int, alone: Params) -> OneSeed:
-            done = sparse_step(alone, x[seed], self.config.k)
-            auxk = self._add_auxk(alone, x[seed], done.residual, dead[seed], done.gradients)
+        def one(seed: int, alone: Params, made: Params) -> OneSeed:
+            done = sparse_step(alone, x[seed], self.config.k, made)
+            auxk = self._add_auxk(alone, x[seed], done.residual, dead[seed], made)
             return replace(done, terms={"auxk": auxk})
 
         return each_seed(one, params)

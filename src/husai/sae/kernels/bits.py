@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Two operations that numba has no name for: a mask of which of 64 neighbours exceed a level, and its lowest set bit."""
 
 from llvmlite import ir

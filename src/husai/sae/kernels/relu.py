@@ -8,15 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.sae.kernels.room import room
-from husai.sae.kernels.share import share
+from husai.sae.kernels.share import serial, share
 from husai.sae.kernels.step import OneSeed
 from husai.sae.params import Params
 
-ROWS, LATENTS = 256, 128  # samples and latents a block
+ROWS, LATENTS = 256, 256  # samples and latents a block
 
 
-def relu_step(params: Params, x: Float[Tensor, "batch d_in"], l1: float) -> OneSeed:
-    """Squared error plus l1 · mean over batch of Σ_i f_i·‖W_dec,i‖, of one seed (parameters without a seed axis)."""
+def relu_step(params: Params, x: Float[Tensor, "batch d_in"], l1: float, made: Params) -> OneSeed:
+    """Squared error plus l1 · mean over batch of Σ_i f_i·‖W_dec,i‖, of one seed; its gradients go to `made`."""
+    with serial() as threads:
+        return _relu_step(params, x, l1, made, threads)
+
+
+def _relu_step(params: Params, x: Tensor, l1: float, made: Params, threads: int) -> OneSeed:
     (batch, d), m = x.shape, len(params.b_enc)
     blocks, scale = -(-batch // ROWS), 2 / batch
     W_enc, b_enc, W_dec, b_dec = params
@@ -31,14 +36,14 @@ def relu_step(params: Params, x: Float[Tensor, "batch d_in"], l1: float) -> OneS
         f, e, s = codes[rows], error[rows], slopes[rows]
         torch.addmm(bias, x[rows], W_enc, out=f).relu_()
         torch.sub(b_dec, x[rows], out=e).addmm_(f, W_dec)
+        active[block] = torch.sign(f, out=s).sum()
         torch.addmm(pull, e, back, out=s)
         torch.ops.aten.threshold_backward.grad_input(s, f, 0, grad_input=s)
         torch.sum(f, 0, out=code_sums[block])
         torch.sum(s, 0, out=slope_sums[block])
-        squares[block], active[block] = e.flatten().dot(e.flatten()), f.count_nonzero()
+        squares[block] = e.flatten().dot(e.flatten())
 
-    share(forward, blocks)
-    made = params.map(torch.empty_like)
+    share(forward, blocks, threads)
     strength = code_sums.sum(0)
     inward = strength * (l1 / batch) / norms.clamp(min=1e-30)
 
@@ -48,8 +53,9 @@ def relu_step(params: Params, x: Float[Tensor, "batch d_in"], l1: float) -> OneS
         made.W_dec[part] = to_dec
         made.W_enc[:, part] = (x.T @ slopes[:, part]).addr_(b_dec, slope_sums[:, part].sum(0), alpha=-1)
 
-    share(weights, -(-m // LATENTS))
+    share(weights, -(-m // LATENTS), threads)
     torch.sum(slope_sums, 0, out=made.b_enc)
     torch.sub(error.sum(0) * scale, W_enc @ made.b_enc, out=made.b_dec)
     terms = {"l1": l1 / batch * strength.dot(norms)}
-    return OneSeed(made, (squares.sum() / batch).float(), active.sum().double() / batch, strength > 0, terms, error.neg_())
+    l0 = active.sum().double() / batch
+    return OneSeed((squares.sum() / batch).float(), l0, strength > 0, terms, error.neg_())

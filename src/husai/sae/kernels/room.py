@@ -6,12 +6,18 @@ from math import prod
 import torch
 from torch import Tensor
 
-_LOCAL = threading.local()
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_KEPT = _Kept()
 
 
 def room(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """An uninitialised tensor; the next call for this name on this thread gives the same memory again."""
-    kept: dict[tuple[str, torch.dtype], Tensor] = _LOCAL.__dict__
+    kept = _KEPT.tensors
     held = kept.get((name, dtype))
     if held is None or held.numel() < prod(shape):
         held = kept[name, dtype] = torch.empty(prod(shape), dtype=dtype)

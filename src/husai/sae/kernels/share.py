@@ -19,8 +19,8 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def _serial() -> Iterator[int]:
-    """torch's operators use one thread inside; yields how many they used before."""
+def serial() -> Iterator[int]:
+    """torch's operators use one thread inside; yields how many they used before, which `share` is to use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -29,8 +29,8 @@ def _serial() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def share(work: Callable[[int], None], blocks: int) -> None:
-    """Call work(0) … work(blocks − 1), each once, on as many threads as torch has; the first error is raised.
+def share(work: Callable[[int], None], blocks: int, threads: int) -> None:
+    """Call work(0) … work(blocks − 1), each once, on that many threads, within `serial`; the first error is raised.
 
     What a block writes must belong to it alone: then no result depends on the number of threads.
     """
@@ -41,10 +41,9 @@ def share(work: Callable[[int], None], blocks: int) -> None:
             while (block := next(turn)) < blocks:
                 work(block)
 
-    with _serial() as threads:
-        others = [_helpers(threads).submit(serve) for _ in range(min(threads, blocks) - 1)]
-        try:
-            serve()
-        finally:
-            for other in others:
-                other.result()
+    others = [_helpers(threads).submit(serve) for _ in range(min(threads, blocks) - 1)]
+    try:
+        serve()
+    finally:
+        for other in others:
+            other.result()

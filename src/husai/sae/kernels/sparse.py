@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportCallIssue=false
 """Numba kernels of one SAE step whose codes are sparse. Serial and without the GIL: `share` runs them on blocks.
 
 Axes: rows R of a block, samples B, latents m, inputs d. Entries are the codes that are not zero, in flat arrays; those of
@@ -175,32 +176,45 @@ def sort_by_latent(first_row, index, value, slope, start, count, at, row_of, val
 
 
 @kernel
-def latent_gradients(first, last, column, row_of, value_of, slope_of, scale, error, x, b_dec, g_dec, g_enc, g_bias):
-    """Gradients of latents first … last: Σ value · scale · error, Σ slope · (x − b_dec) and Σ slope over their entries."""
-    d = x.shape[1]
-    toward = np.empty(d, np.float32)
-    for f in range(first, last):
-        atom, bias = g_dec[f], np.float32(0)
-        for c in range(d):
-            atom[c] = 0
-            toward[c] = 0
-        start, end = column[f], column[f + 1]
-        whole = start + (end - start) // 4 * 4
-        for e in range(start, whole, 4):
-            h, i, j, k = row_of[e], row_of[e + 1], row_of[e + 2], row_of[e + 3]
-            p, q, r, s = scale * value_of[e], scale * value_of[e + 1], scale * value_of[e + 2], scale * value_of[e + 3]
-            for c in range(d):
-                atom[c] += p * error[h, c] + q * error[i, c] + r * error[j, c] + s * error[k, c]
-            p, q, r, s = slope_of[e], slope_of[e + 1], slope_of[e + 2], slope_of[e + 3]
-            for c in range(d):
-                toward[c] += p * x[h, c] + q * x[i, c] + r * x[j, c] + s * x[k, c]
-            bias += p + q + r + s
-        for e in range(whole, end):
-            i, p, q = row_of[e], scale * value_of[e], slope_of[e]
-            for c in range(d):
-                atom[c] += p * error[i, c]
-                toward[c] += q * x[i, c]
-            bias += q
-        g_bias[f] = bias
-        for c in range(d):
-            g_enc[c, f] = toward[c] - bias * b_dec[c]
+def latent_gradients(
+    first, last, group, column, ends, row_of, value_of, slope_of, scale, error, x, b_dec, g_dec, g_enc, g_bias
+):
+    """Gradients of latents first … last: Σ value · scale · error, Σ slope · (x − b_dec) and Σ slope over their entries.
+
+    ends[i, f]: where latent f's entries of block i of samples end. `group` blocks are done for all latents before the next
+    ones, so that their rows of error and x stay in the cache.
+    """
+    d, blocks = x.shape[1], ends.shape[0]
+    toward = np.zeros((last - first, d), np.float32)
+    g_dec[first:last] = 0
+    g_bias[first:last] = 0
+    for block in range(0, blocks, group):
+        for f in range(first, last):
+            start = column[f] if block == 0 else ends[block - 1, f]
+            end = ends[min(block + group, blocks) - 1, f]
+            atom, feature, bias = g_dec[f], toward[f - first], g_bias[f]
+            whole = start + (end - start) // 4 * 4
+            for e in range(start, whole, 4):
+                h, i, j, k = row_of[e], row_of[e + 1], row_of[e + 2], row_of[e + 3]
+                p, q, r, s = (
+                    scale * value_of[e],
+                    scale * value_of[e + 1],
+                    scale * value_of[e + 2],
+                    scale * value_of[e + 3],
+                )
+                for c in range(d):
+                    atom[c] += p * error[h, c] + q * error[i, c] + r * error[j, c] + s * error[k, c]
+                p, q, r, s = slope_of[e], slope_of[e + 1], slope_of[e + 2], slope_of[e + 3]
+                for c in range(d):
+                    feature[c] += p * x[h, c] + q * x[i, c] + r * x[j, c] + s * x[k, c]
+                bias += p + q + r + s
+            for e in range(whole, end):
+                i, p, q = row_of[e], scale * value_of[e], slope_of[e]
+                for c in range(d):
+                    atom[c] += p * error[i, c]
+                    feature[c] += q * x[i, c]
+                bias += q
+            g_bias[f] = bias
+    for c in range(d):
+        for f in range(first, last):
+            g_enc[c, f] = toward[f - first, c] - g_bias[f] * b_dec[c]

@@ -13,9 +13,8 @@ from husai.sae.params import Params
 
 @dataclass(frozen=True)
 class OneSeed:
-    """As `Step`, without a seed axis. residual: x − x̂, valid until the next seed's step."""
+    """As `Step`, without a seed axis and gradients. residual: x − x̂, valid until the next seed's step."""
 
-    gradients: Params
     mse: Tensor
     l0: Tensor
     fired: Tensor
@@ -23,12 +22,15 @@ class OneSeed:
     residual: Float[Tensor, "batch d_in"]
 
 
-def each_seed(one: Callable[[int, Params], OneSeed], params: Params) -> Step:
-    """Steps of all seeds, one after another: one(seed, its parameters without a seed axis)."""
-    seeds = range(len(params.b_enc))
-    steps = [one(seed, params.map(lambda value, seed=seed: value.detach()[seed])) for seed in seeds]
-    made = [dict(done.gradients.items()) for done in steps]
-    gradients = {name: torch.stack([one[name] for one in made]) for name in made[0]}
+def each_seed(one: Callable[[int, Params, Params], OneSeed], params: Params) -> Step:
+    """Steps of all seeds, one after another: one(seed, its parameters, where its gradients go), without a seed axis."""
+    values = params.map(torch.Tensor.detach)
+    gradients = values.map(torch.empty_like)
+
+    def part(whole: Params, seed: int) -> Params:
+        return whole.map(lambda value: value[seed])
+
+    steps = [one(seed, part(values, seed), part(gradients, seed)) for seed in range(len(values.b_enc))]
     mse, l0, fired = (torch.stack([getattr(done, name) for done in steps]) for name in ("mse", "l0", "fired"))
     terms = {name: torch.stack([done.terms[name] for done in steps]) for name in steps[0].terms}
-    return Step(Params.of(gradients), mse, terms, l0, fired)
+    return Step(gradients, mse, terms, l0, fired)

@@ -10,16 +10,21 @@ from torch import Tensor
 
 from husai.sae.kernels import sparse
 from husai.sae.kernels.room import room
-from husai.sae.kernels.share import share
+from husai.sae.kernels.share import serial, share
 from husai.sae.kernels.step import OneSeed
 from husai.sae.params import Params
 
 ROWS = 256  # samples a block: their scores fit in a core's cache
-LATENTS = 64  # latents a block of the weights' gradients
+GROUP = 2  # blocks of samples that the weights' gradients take from the cache at once
 
 
-def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int) -> OneSeed:
-    """Squared error and its gradients of one seed (parameters without a seed axis) with the k largest scores active."""
+def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Params) -> OneSeed:
+    """Squared error of one seed with the k largest scores active; its gradients go to `made`."""
+    with serial() as threads:
+        return _sparse_step(params, x, k, made, threads)
+
+
+def _sparse_step(params: Params, x: Tensor, k: int, made: Params, threads: int) -> OneSeed:
     (batch, d), m = x.shape, len(params.b_enc)
     blocks = -(-batch // ROWS)
     W_enc, b_enc, W_dec, _ = params
@@ -42,7 +47,7 @@ def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int) -> OneSe
         squares[block] *= 1.0 if finite else np.nan
         sparse.tally(index, start[rows], count[rows], uses[block])
 
-    share(forward, blocks)
+    share(forward, blocks, threads)
     column = np.empty(m + 1, np.int64)
     sparse.places(uses, column)
 
@@ -51,16 +56,17 @@ def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int) -> OneSe
         entries = (index, value, slope, start[rows], count[rows])
         sparse.sort_by_latent(block * ROWS, *entries, uses[block], row_of, value_of, slope_of)
 
-    share(sort, blocks)
-    made = params.map(torch.empty_like)
+    share(sort, blocks, threads)
     to_enc, to_bias, to_dec = (value.numpy() for value in (made.W_enc, made.b_enc, made.W_dec))
 
-    def weights(block: int) -> None:
-        bounds = (block * LATENTS, min((block + 1) * LATENTS, m))
-        ordered = (column, row_of, value_of, slope_of)
-        sparse.latent_gradients(*bounds, *ordered, scale, error, samples, b_dec, to_dec, to_enc, to_bias)
+    latents = max(1, -(-m // (2 * threads)))
 
-    share(weights, -(-m // LATENTS))
+    def weights(block: int) -> None:
+        bounds = (block * latents, min((block + 1) * latents, m))
+        ordered = (column, uses, row_of, value_of, slope_of)
+        sparse.latent_gradients(*bounds, GROUP, *ordered, scale, error, samples, b_dec, to_dec, to_enc, to_bias)
+
+    share(weights, -(-m // latents), threads)
     torch.sub(residual.sum(0) * float(scale), W_enc @ made.b_enc, out=made.b_dec)
     mse, l0 = torch.tensor(squares.sum() / batch).float(), torch.tensor(count.sum() / batch)
-    return OneSeed(made, mse, l0, torch.from_numpy(np.diff(column) > 0), {}, residual.neg_())
+    return OneSeed(mse, l0, torch.from_numpy(np.diff(column) > 0), {}, residual.neg_())
