@@ -1,38 +1,27 @@
 """Speed as a ratio against peers, measured side by side in one run.
 
-    python scripts/benchmark.py [--rounds 7] [--out results/benchmarks]
+    python scripts/benchmark.py [transformer|sae] [--rounds 7] [--out results/benchmarks]      (default: both)
 
 `transformer`: one full-batch training step (forward, float64 cross-entropy at the last position, backward, AdamW) of our
 last-position path and of TransformerLens' HookedTransformer on the same weights, for both layouts. The two are
 interleaved, the figure is the median over rounds, and their losses must agree.
+`sae`: one step of every architecture against SAELens, dictionary_learning and sparsify; see benchmark_sae.py beside this.
 """
 
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from benchmark_sae import benchmark as sae
+from benchmark_sae import interleaved
 
 from husai.console import exits, say
 
 AGREEMENT = 1e-4
-
-
-def interleaved(contestants: dict[str, Callable[[], float]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and last loss of each contestant, run in turn `rounds` times after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    losses = {name: step() for name, step in contestants.items()}
-    for _ in range(rounds):
-        for name, step in contestants.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}, losses
 
 
 def transformer_steps(layout: str, p: int) -> dict[str, Callable[[], float]]:
@@ -71,13 +60,8 @@ def transformer_steps(layout: str, p: int) -> dict[str, Callable[[], float]]:
     }
 
 
-@exits
-def main(
-    rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
-    p: Annotated[int, typer.Option(help="modulus")] = 113,
-    out: Annotated[Path, typer.Option(help="folder for transformer.json")] = Path("results/benchmarks"),
-) -> int:
-    """Run the benchmark and write its table."""
+def transformer(rounds: int, p: int, out: Path) -> bool:
+    """Both layouts; False if the losses disagree."""
     import torch
 
     from husai.runs import write_atomic
@@ -96,13 +80,27 @@ def main(
         )
         if gap > AGREEMENT:
             say(f"{layout}: the losses disagree, so the times mean nothing")
-            return 1
+            return False
     hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     write_atomic(
         out / "transformer.json",
         json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": table}, indent=2) + "\n",
     )
-    return 0
+    return True
+
+
+@exits
+def main(
+    what: Annotated[Literal["transformer", "sae", "both"], typer.Argument(help="what to measure")] = "both",
+    rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
+    p: Annotated[int, typer.Option(help="modulus")] = 113,
+    out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("results/benchmarks"),
+) -> int:
+    """Run the benchmarks and write their tables."""
+    fine = what == "sae" or transformer(rounds, p, out)
+    if what != "transformer":
+        fine = sae(rounds, out) and fine
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

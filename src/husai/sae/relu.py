@@ -1,10 +1,14 @@
 """ReLU SAE with an L1 penalty (Bricken et al. 2023): λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import ReLUConfig
-from husai.sae.architecture import Architecture, Losses
+from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.kernels.choice import plain_floats
+from husai.sae.kernels.relu import relu_step
+from husai.sae.kernels.step import each_seed
 from husai.sae.params import Params, pre_activations, squared_error
 from husai.schedule import warmth
 
@@ -18,14 +22,23 @@ class ReLU(Architecture[ReLUConfig]):
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         return pre_activations(params, x).relu()
 
+    def coefficient(self, step: int) -> float:
+        """λ at its warm-up level."""
+        return self.config.l1_coefficient * warmth(step, self.config.l1_warmup_steps)
+
     def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
         """Squared error plus the L1 penalty at its warm-up level; `dead` plays no part.
 
         The penalty sums over latents and averages over the batch only: averaging over latents too would make it d_sae times
         too weak.
         """
-        codes, config = self.encode(params, x), self.config
-        norms = params.W_dec.norm(dim=-1)
-        strength = config.l1_coefficient * self.strength * warmth(step, config.l1_warmup_steps)
-        l1 = strength * (codes * norms[:, None]).sum(-1).mean(-1)
+        codes, norms = self.encode(params, x), params.W_dec.norm(dim=-1)
+        l1 = self.coefficient(step) * self.strength * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)
+
+    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+        """In blocks that stay in the cache where that applies: float32 on the CPU."""
+        if type(self) is not ReLU or not plain_floats(params, x):
+            return super().gradients(params, x, step=step, dead=dead)
+        strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
+        return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], strength[seed], made), params)

@@ -1,5 +1,6 @@
 """TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093, §2.3 and appendix A.2)."""
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -7,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import KConfig
-from husai.sae.architecture import Architecture, Losses
+from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.kernels.choice import numba_there, plain_floats
+from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, reconstruct, squared_error
 
 K = TypeVar("K", bound=KConfig)
@@ -45,6 +48,35 @@ class TopK(Architecture[K]):
         each = zip(scores.unbind(), params.W_dec.unbind(), residual.unbind(), dead.unbind(), strict=True)
         auxk = torch.stack([self._auxk(*one) for one in each])
         return Losses(squared_error(reconstruction, x), {"auxk": auxk}, codes)
+
+    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+        """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
+        own = type(self) is TopK and self.config.decoder_norm == "unit"
+        if not (own and plain_floats(params, x) and numba_there()):
+            return super().gradients(params, x, step=step, dead=dead)
+        from husai.sae.kernels.topk import sparse_step
+
+        def one(seed: int, alone: Params, made: Params) -> OneSeed:
+            done = sparse_step(alone, x[seed], self.config.k, made)
+            auxk = self._add_auxk(alone, x[seed], done.residual, dead[seed], made)
+            return replace(done, terms={"auxk": auxk})
+
+        return each_seed(one, params)
+
+    def _add_auxk(self, params: Params, x: Tensor, residual: Tensor, dead: Tensor, gradients: Params) -> Tensor:
+        """AuxK of one seed, computed on the dead columns alone; its gradients are added to `gradients`."""
+        if not dead.any() or self.config.auxk_coefficient == 0:
+            return x.new_zeros(())
+        parts = (params.W_enc[:, dead], params.b_enc[dead], params.W_dec[dead], params.b_dec)
+        W_enc, b_enc, W_dec, b_dec = leaves = [part.clone().requires_grad_() for part in parts]
+        scores = torch.addmm(b_enc, x - b_dec, W_enc)
+        auxk = self._auxk(scores, W_dec, residual, torch.ones(len(b_enc), dtype=torch.bool))
+        to_enc, to_bias, to_dec, to_b_dec = torch.autograd.grad(auxk, leaves)
+        gradients.W_enc[:, dead] += to_enc
+        gradients.b_enc[dead] += to_bias
+        gradients.W_dec[dead] += to_dec
+        gradients.b_dec.add_(to_b_dec)
+        return auxk.detach()
 
     def _auxk(self, scores: Tensor, W_dec: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         """One seed's dead latents reconstruct the residual; scaled down while there are fewer than k_aux of them."""
