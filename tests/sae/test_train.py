@@ -182,13 +182,13 @@ def test_passes_and_seeds_have_their_own_orders():
 @pytest.mark.parametrize("decoder_norm", ["unit", "weighted"])
 def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder_norm):
     architecture = ARCHITECTURES[name]
-    drift, original = [], architecture.losses
+    drift, original = [], architecture.gradients
 
     def spy(self, params, *args, **kwargs):
         drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
         return original(self, params, *args, **kwargs)
 
-    monkeypatch.setattr(architecture, "losses", spy)
+    monkeypatch.setattr(architecture, "gradients", spy)
     trained = train_saes(x, recipe(KINDS[f"{name} {decoder_norm}"]))
     assert len(drift) == 60
     assert max(drift) < 1e-5 if decoder_norm == "unit" else max(drift) > 0.01
@@ -199,18 +199,18 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder
 def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     """They would only fill Adam's moments and the clipped norm with a motion that is undone."""
     architecture = ARCHITECTURES[KINDS[name].architecture]
-    rows, along, losses = [], [], architecture.losses
+    rows, along, gradients = [], [], architecture.gradients
 
-    def spy_on_losses(self, params, *args, **kwargs):
+    def spy_on_gradients(self, params, *args, **kwargs):
         rows.append(params.W_dec.detach())
-        return losses(self, params, *args, **kwargs)
+        return gradients(self, params, *args, **kwargs)
 
     def spy_on_clip(gradients, limit):
         along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
         assert gradients.W_dec.abs().max() > 1e-3
         return clip_each(gradients, limit)
 
-    monkeypatch.setattr(architecture, "losses", spy_on_losses)
+    monkeypatch.setattr(architecture, "gradients", spy_on_gradients)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
     train_saes(x, recipe(KINDS[name], steps=5))
     assert len(along) == 5
@@ -478,18 +478,18 @@ def test_resampling_revives_latents_in_training(x):
 
 def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatch):
     kind, dead_at, resampled, streams = KINDS["topk unit"], [], {}, []
-    losses = TopK.losses
+    gradients = TopK.gradients
 
-    def spy_on_losses(*args, dead, **kwargs):
+    def spy_on_gradients(*args, dead, **kwargs):
         dead_at.append(dead.clone())
-        return losses(*args, dead=dead, **kwargs)
+        return gradients(*args, dead=dead, **kwargs)
 
     def spy_on_resampling(*args):
         streams.append([stream.initial_seed() for stream in args[-1]])
         resampled[len(dead_at)] = resample_dead(*args)
         return resampled[len(dead_at)]
 
-    monkeypatch.setattr(TopK, "losses", spy_on_losses)
+    monkeypatch.setattr(TopK, "gradients", spy_on_gradients)
     monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
     train_saes(x, recipe(kind, init=(0, 0, 1), data=(0, 1, 1)))
     assert list(resampled) == [20, 40]
@@ -680,7 +680,7 @@ def test_finished_saes_are_averages_with_unit_rows(x):
 
 
 def test_decoder_rows_are_normalised_every_few_steps(x, monkeypatch):
-    drift, along, original = [], [], TopK.losses
+    drift, along, original = [], [], TopK.gradients
 
     def spy(self, params, *args, **kwargs):
         drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
@@ -692,7 +692,7 @@ def test_decoder_rows_are_normalised_every_few_steps(x, monkeypatch):
         return clip_each(gradients, limit)
 
     rows: list[torch.Tensor] = []
-    monkeypatch.setattr(TopK, "losses", spy)
+    monkeypatch.setattr(TopK, "gradients", spy)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
     trained = train_saes(x, recipe(steps=8, decoder_norm_every=3, resample_every=None))
     assert [size < 1e-5 for size in drift] == [True, False, False, True, False, False, True, False]
