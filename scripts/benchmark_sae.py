@@ -52,9 +52,12 @@ def planted() -> Tensor:
     """Samples with K of D_SAE random directions active, and a little noise."""
     g = generator("benchmark-sae", 0)
     atoms = init_params(D_IN, D_SAE, (7,)).W_dec[0]
-    codes = torch.rand(SAMPLES, D_SAE, generator=g).topk(K, dim=-1)
-    strength = torch.rand(SAMPLES, K, generator=g) + 0.5
-    x = torch.zeros(SAMPLES, D_SAE).scatter(1, codes.indices, strength) @ atoms
+    parts = []
+    for _ in range(SAMPLES // BATCH):
+        active = torch.rand(BATCH, D_SAE, generator=g).topk(K, dim=-1).indices
+        strength = torch.rand(BATCH, K, generator=g) + 0.5
+        parts.append(torch.zeros(BATCH, D_SAE).scatter(1, active, strength) @ atoms)
+    x = torch.cat(parts)
     return x + 0.05 * torch.randn(x.shape, generator=g)
 
 
