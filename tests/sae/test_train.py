@@ -135,13 +135,13 @@ def test_passes_and_seeds_have_their_own_orders():
 @pytest.mark.parametrize("decoder_norm", ["unit", "weighted"])
 def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder_norm):
     architecture = ARCHITECTURES[name]
-    drift, original = [], architecture.losses
+    drift, original = [], architecture.gradients
 
     def spy(self, params, *args, **kwargs):
         drift.append(float((params.W_dec.detach().norm(dim=-1) - 1).abs().max()))
         return original(self, params, *args, **kwargs)
 
-    monkeypatch.setattr(architecture, "losses", spy)
+    monkeypatch.setattr(architecture, "gradients", spy)
     trained = train_saes(x, recipe(KINDS[f"{name} {decoder_norm}"]))
     assert len(drift) == 60
     assert max(drift) < 1e-5 if decoder_norm == "unit" else max(drift) > 0.01
