@@ -152,7 +152,7 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder
 def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
     """They would only fill Adam's moments and the clipped norm with a motion that is undone."""
     architecture = ARCHITECTURES[KINDS[name].architecture]
-    rows, along, losses = [], [], architecture.losses
+    rows, along, losses = [], [], architecture.gradients
 
     def spy_on_losses(self, params, *args, **kwargs):
         rows.append(params.W_dec.detach())
@@ -163,7 +163,7 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
         assert gradients.W_dec.abs().max() > 1e-3
         clip_each(gradients, limit)
 
-    monkeypatch.setattr(architecture, "losses", spy_on_losses)
+    monkeypatch.setattr(architecture, "gradients", spy_on_losses)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
     train_saes(x, recipe(KINDS[name], steps=5))
     assert len(along) == 5
@@ -405,7 +405,7 @@ def test_resampling_revives_latents_in_training(x):
 
 def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatch):
     kind, dead_at, resampled, streams = KINDS["topk unit"], [], {}, []
-    losses = TopK.losses
+    losses = TopK.gradients
 
     def spy_on_losses(*args, dead, **kwargs):
         dead_at.append(dead.clone())
@@ -416,7 +416,7 @@ def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatc
         resampled[len(dead_at)] = resample_dead(*args)
         return resampled[len(dead_at)]
 
-    monkeypatch.setattr(TopK, "losses", spy_on_losses)
+    monkeypatch.setattr(TopK, "gradients", spy_on_losses)
     monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
     train_saes(x, recipe(kind, init=(0, 0, 1), data=(0, 1, 1)))
     assert list(resampled) == [20, 40]
