@@ -137,7 +137,7 @@ def code_scores(hook: Hook, atoms: Float[Tensor, "n_live d"]) -> dict[str, Calla
         scores["purity"] = lambda codes: float(np.nanmean(tuning(codes, family).purity))
     if (planted := hook.planted) is not None:
         active, matching = planted.codes > 0, match_true(atoms, planted.atoms)
-        scores["firing_f1"] = lambda codes: firing_recovery(codes > 0, active, matching).firing_f1
+        scores["firing_f1"] = lambda codes: firing_recovery(codes != 0, active, matching).firing_f1
     return scores
 
 

@@ -1,6 +1,7 @@
 """Training that is killed and resumed must not differ by a bit from training that was not."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,3 +273,29 @@ def test_trees_of_values_and_tensors_survive_json():
     assert list(tensors) == [".3.t"]
     with pytest.raises(TypeError, match="cannot hold set"):
         pack({"x": set()}, {})
+
+
+def test_what_was_seen_before_is_seen_again_as_it_was(x, tmp_path):
+    """A scale of its own for every coordinate is folded into weights that are then read as if decoder rows had norm 1."""
+    config = recipe(normalise="feature", checkpoint_every=EVERY)
+    config = config.model_copy(update={"sae": config.sae.model_copy(update={"decoder_norm": "weighted"})})
+
+    def errors(die_at):
+        seen = {}
+
+        def stop(step, ensemble):
+            if step == die_at:
+                raise KeyboardInterrupt
+            member = ensemble.member(0)
+            seen[step] = float((member.decode(member.encode(x)) - x).square().sum())
+            return False
+
+        kept = Checkpoints(tmp_path / "kept", {}, every=EVERY)
+        train_saes(x, config, stop=stop, stop_at=(0, STEPS // 2, STEPS), checkpoints=kept)
+        return seen
+
+    with pytest.raises(KeyboardInterrupt):
+        errors(STEPS)
+    resumed = errors(-1)
+    shutil.rmtree(tmp_path / "kept")
+    assert resumed == errors(-1)

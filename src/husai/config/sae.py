@@ -1,5 +1,6 @@
 """What determines a stack of SAEs but the activations: architecture, training, seeds."""
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -10,7 +11,7 @@ from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread, ov
 from husai.errors import HusaiError
 
 
-class BaseSAEConfig(Config):
+class BaseSAEConfig(Config, ABC):
     """What every architecture has."""
 
     d_sae: Positive = Field(default=1024, description="latents")
@@ -21,9 +22,9 @@ class BaseSAEConfig(Config):
     )
 
     @property
+    @abstractmethod
     def sparsity(self) -> tuple[str, float]:
         """Name and value of the dial that sets sparsity."""
-        raise NotImplementedError
 
     @property
     def fixed_l0(self) -> float | None:

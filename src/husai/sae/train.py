@@ -1,7 +1,7 @@
 """The one training loop: S seeds at once, each exactly as it would train alone. It knows no metric."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -252,9 +252,9 @@ def train_saes(
         history = [StepLog(**row) for row in resumed.state["history"]]
         for step in sorted({row.step for row in history}):
             on_log([row for row in history if row.step == step])
+        shape = trainer.ensemble()  # its config is the one that folded weights are read by
         for step, params in resumed.seen:
-            seeds = (config.init_seeds, config.data_seeds)
-            look(step, SAEEnsemble(params, config.sae, *seeds, trainer.normaliser.each))
+            look(step, replace(shape, params=params))
     for step in range(trainer.step, last):
         if step in stop_at and look(step, trainer.ensemble()):
             return TrainedSAEs(trainer.ensemble(), step, tuple(history))
