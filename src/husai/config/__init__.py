@@ -4,6 +4,20 @@ A config is a value: it never changes after it was read, it says everything that
 the identity of the run (`content_hash`). Where things run (device, folders, trackers) is not part of a config.
 """
 
+from husai.config.architectures import (
+    SAE_CONFIGS,
+    AbsTopKConfig,
+    BaseSAEConfig,
+    BatchConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    KConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    SAEKind,
+    TopKConfig,
+)
 from husai.config.base import Config, content_hash, override, read_yaml
 from husai.config.models import (
     CompiledConfig,
@@ -20,22 +34,7 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
-from husai.config.sae import (
-    SAE_CONFIGS,
-    AbsTopKConfig,
-    BaseSAEConfig,
-    BatchConfig,
-    BatchTopKConfig,
-    GatedConfig,
-    JumpReLUConfig,
-    KConfig,
-    MatryoshkaConfig,
-    ReLUConfig,
-    SAEConfig,
-    SAEKind,
-    SAETrainingConfig,
-    TopKConfig,
-)
+from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
 
