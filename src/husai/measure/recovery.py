@@ -18,7 +18,7 @@ from husai.seeding import generator
 FIRING = ("firing_precision", "firing_recall", "firing_f1")
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
 READING_DRAWS = 3  # the same of nulls with codes, which take longer
-WIDE_READING_DRAWS = 1  # the same of more atoms than are matched exactly: their means vary little, and each takes seconds
+WIDE_READING_DRAWS = 1  # the same of more atoms than are matched exactly: their means vary little
 
 
 def fit_rows(result: Measurement, members: Members) -> None:
