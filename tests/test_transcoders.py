@@ -8,6 +8,7 @@ import torch
 import husai
 from husai import single
 from husai.analysis.recovery import decoder_overlap
+from husai.cli import main
 from husai.config import (
     AnalysisConfig,
     SAEConfig,
@@ -95,6 +96,13 @@ def test_hooks_that_are_not_the_transcoders_are_refused(model, own, tmp_path):
     save_sae(own, 0, tmp_path / "other", META | {"hook_name": "blocks.0.mlp.hook_post"})
     with pytest.raises(HusaiError, match=r"mlp.hook_post: has 512 dimensions, but the transcoder reads 128"):
         husai.score(load_sae(tmp_path / "other"), model)
+
+
+def test_the_command_says_from_where_to_where_it_scores(own, tmp_path, capsys):
+    save_sae(own, 0, tmp_path / "mlp", META)
+    with pytest.raises(SystemExit, match="0"):
+        main(["sae", "score", str(tmp_path / "mlp"), "--model", "add-p59-0"])
+    assert f"transcoder, 512 latents, on add-p59-0 at {READS} to {WRITES}" in capsys.readouterr().out.replace("\n", " ")
 
 
 # --- husai sae train ---
