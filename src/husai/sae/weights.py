@@ -118,7 +118,7 @@ def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torc
 def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
     known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
-    fields = {key: config[key] for key in ("d_sae", "k") if key in config}
+    fields = {key: config[key] for key in ("d_sae", "k", "group_size") if key in config}
     if (
         isinstance(known, dict)
         and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
@@ -141,7 +141,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.setdefault("metadata", {}), dict):
         raise HusaiError(f"{folder / CONFIG}: it and its 'metadata' must be mappings of keys to values")
     for key in ("architecture", "d_in", "d_sae", "k"):
-        if key not in config and (key != "k" or config.get("architecture") in ("topk", "abstopk")):
+        if key not in config and (key != "k" or config.get("architecture") in ("topk", "abstopk", "blocktopk")):
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
     for key in ("d_in", "d_sae"):
         if not isinstance(config[key], int) or config[key] < 1:
