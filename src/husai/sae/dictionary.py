@@ -23,13 +23,15 @@ class Dictionary:
     """One finished SAE as every score sees it, whatever trained it.
 
     W_dec: (d_sae, d_in). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: back to (n, d_in).
-    meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
+    meta: what is known about its making (architecture, hook_name, model_name, seeds, …). signed_codes: whether codes may be
+    negative, so that an atom's sign means nothing.
     """
 
     W_dec: Float[Tensor, "d_sae d_in"]
     encode: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_sae"]]
     decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_in"]]
     meta: dict[str, object] = field(default_factory=dict)
+    signed_codes: bool = False
 
     @property
     def d_in(self) -> int:
@@ -88,7 +90,7 @@ def as_dictionary(
         with torch.no_grad():
             return architecture.decode(params, codes[None])[0]
 
-    made = Dictionary(params.W_dec[0], encode, decode, meta)
+    made = Dictionary(params.W_dec[0], encode, decode, meta, architecture.config.signed_codes)
     return rescaling(made) if constant_norm else made
 
 
@@ -113,7 +115,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta)
+    return Dictionary(inner.W_dec, encode, decode, inner.meta, inner.signed_codes)
 
 
 def finished(params: Params, config: SAEConfig, normaliser: Normaliser, architecture: Architecture) -> SAEEnsemble:

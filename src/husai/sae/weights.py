@@ -171,4 +171,4 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         with torch.no_grad():
             return sae.decode(codes).float()
 
-    return Dictionary(weights, encode, decode, meta)
+    return Dictionary(weights, encode, decode, meta, meta["architecture"] == "abstopk")
