@@ -8,10 +8,17 @@ from safetensors.torch import load_file, save_file
 
 from husai.config import (
     AbsTopKConfig,
+    ArchetypalConfig,
     BatchTopKConfig,
+    BlockTopKConfig,
+    FrozenConfig,
     GatedConfig,
+    ICAConfig,
     JumpReLUConfig,
+    KMeansConfig,
     MatryoshkaConfig,
+    NMFConfig,
+    PCAConfig,
     ReLUConfig,
     SAEConfig,
     SAETrainingConfig,
@@ -43,7 +50,18 @@ KINDS = {
     "jumprelu weighted": JumpReLUConfig(d_sae=D_SAE, initial_threshold=0.5, decoder_norm="weighted"),
     "gated unit": GatedConfig(d_sae=D_SAE),
     "gated weighted": GatedConfig(d_sae=D_SAE, decoder_norm="weighted"),
+    "archetypal unit": ArchetypalConfig(d_sae=D_SAE, k=3),
+    "archetypal weighted": ArchetypalConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "frozen": FrozenConfig(d_sae=D_SAE, k=3),
+    "pca": PCAConfig(d_sae=D_IN, k=3),
+    "ica": ICAConfig(d_sae=6, k=3),
+    "kmeans": KMeansConfig(d_sae=D_SAE),
+    "blocktopk unit": BlockTopKConfig(d_sae=D_SAE, k=4, group_size=4),
+    "blocktopk weighted": BlockTopKConfig(d_sae=D_SAE, k=4, group_size=4, decoder_norm="weighted"),
+    "nmf": NMFConfig(d_sae=12),
+    "nmf, k": NMFConfig(d_sae=12, k=3),
 }
+OURS = ("blocktopk", "nmf")  # SAELens has none such
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -88,14 +106,22 @@ def equal_outputs(ours, theirs, x, atol=1e-5):
 # --- our folders ---
 
 
-@each_kind
-def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, tmp_path, kind):
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.architecture not in OURS])
+def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, tmp_path, name):
+    kind = KINDS[name]
     ensemble = trained(kind)
     for index in range(2):
         save_sae(ensemble, index, tmp_path / str(index), {})
         theirs = sae_lens.SAE.load_from_disk(tmp_path / str(index))
         equal_outputs(ensemble.member(index), theirs, x)
-        names = {"relu": "standard", "batchtopk": "jumprelu", "matryoshka": "jumprelu"}
+        names = {
+            "relu": "standard",
+            "batchtopk": "jumprelu",
+            "matryoshka": "jumprelu",
+            "pca": "abstopk",
+            "ica": "abstopk",
+        }
+        names |= dict.fromkeys(("archetypal", "frozen", "kmeans"), "topk")
         assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 
 
@@ -130,7 +156,7 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     member = trained(kind).member(1)
     save_sae(trained(kind), 1, tmp_path / "sae", {"model_name": "add-p113-0"})
     back = load_sae(tmp_path / "sae")
-    assert (back.d_in, back.d_sae) == (D_IN, D_SAE)
+    assert (back.d_in, back.d_sae) == (D_IN, kind.d_sae)
     assert (back.W_dec - member.W_dec).abs().max() < 1e-6
     assert (back.encode(x) - member.encode(x)).abs().max() < 1e-6
     codes = member.encode(x)
@@ -139,6 +165,7 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     assert (back.meta["init_seed"], back.meta["data_seed"]) == (4, 6)
     dial, value = kind.sparsity
     assert back.meta[dial] == value
+    assert back.signed_codes == member.signed_codes == bool((codes < 0).any())
 
 
 def test_every_architecture_is_saved_here():

@@ -55,7 +55,8 @@ class Archetypal(TopK[ArchetypalConfig]):
         logits = torch.stack([self._start(seed, count) for seed in self.init_seeds]).to(params.W_dec)
         made = params.adding(logits=logits, relaxation=torch.zeros_like(params.W_dec))
         made = self.derived(made)
-        return made.replace(W_enc=F.normalize(made.W_dec, dim=-1).mT.contiguous())
+        squares = made.W_dec.pow(2).sum(-1, keepdim=True).clamp(min=1e-12)
+        return made.replace(W_enc=(made.W_dec / squares).mT.contiguous())
 
     def _start(self, seed: int, count: int) -> Float[Tensor, "d_sae candidates"]:
         """Noise, so that no two latents are equal, and a peak."""

@@ -85,7 +85,8 @@ class PCA(Linear[PCAConfig]):
         from sklearn.decomposition import PCA as Solver
 
         found = Solver(self.config.d_sae, svd_solver="full").fit(samples.numpy())
-        return Solved(linear(found.components_.T, found.components_, found.mean_), 0)
+        components = torch.as_tensor(found.components_)
+        return Solved(linear(components.T, components, found.mean_), 0)
 
 
 class ICA(Linear[ICAConfig]):
@@ -130,8 +131,8 @@ class NMF(Fitted[NMFConfig]):
         from sklearn.decomposition import NMF as Solver
 
         parts = torch.cat([samples.relu(), (-samples).relu()], dim=1)
-        solver = Solver(self.config.d_sae, init="random", max_iter=iterations, random_state=drawn(seed))
-        found = quietly(solver, parts)
+        settings: dict[str, Any] = {"n_components": self.config.d_sae, "init": "random", "max_iter": iterations}
+        found = quietly(Solver(**settings, random_state=drawn(seed)), parts)
         positive, negative = torch.from_numpy(found.components_).float().chunk(2, dim=1)
         norms = (positive - negative).norm(dim=1, keepdim=True)
         norms = torch.where(norms > RANK * norms.max(), norms, 1.0)
@@ -184,8 +185,8 @@ def centroids(samples: Float[Tensor, "samples d_in"], count: int, *, seed: int, 
     """k-means (k-means++ start from `seed`, Lloyd's steps) on samples of which at least `count` are distinct."""
     from sklearn.cluster import KMeans as Solver
 
-    solver = Solver(count, n_init=1, max_iter=iterations, random_state=drawn(seed))
-    found = quietly(solver, samples)
+    settings: dict[str, Any] = {"n_clusters": count, "n_init": 1, "max_iter": iterations}
+    found = quietly(Solver(**settings, random_state=drawn(seed)), samples)
     return Centroids(torch.from_numpy(found.cluster_centers_).float(), int(found.n_iter_))
 
 

@@ -44,8 +44,8 @@ class Fitter:
         if not self.solved or any(found.iterations >= self.asked for found in self.solved):
             self.solved = [self.architecture.fit(self.samples, seed, step) for seed in self.config.init_seeds]
             self.asked = step
-        stacked = zip(*(found.params for found in self.solved), strict=True)
-        return Params(*(torch.cat(values) for values in stacked))
+        each = [dict(found.params.items()) for found in self.solved]
+        return Params.of({name: torch.cat([one[name] for one in each]) for name in each[0]})
 
     def ensemble(self, step: int) -> SAEEnsemble:
         """The dictionaries on raw activations. Raises HusaiError if they are not finite."""
