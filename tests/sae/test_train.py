@@ -569,7 +569,7 @@ def live_atoms(trained, x) -> list[torch.Tensor]:
         (BatchTopKConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.9),
         (MatryoshkaConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.8),
         (AbsTopKConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.9),
-        (ArchetypalConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.0),
+        (ArchetypalConfig(d_sae=64, k=3, k_aux=16, dead_steps=20), 0.9),
         (JumpReLUConfig(d_sae=64, l0_coefficient=1), 0.9),
         (GatedConfig(d_sae=64, l1_coefficient=4), 0.9),
     ],

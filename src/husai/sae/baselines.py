@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -106,7 +107,8 @@ class ICA(Linear[ICAConfig]):
             max_iter=iterations,
             random_state=drawn(seed),
         )
-        found = quietly(solver, samples.double())
+        with np.errstate(invalid="ignore"):  # whitening divides by the sizes of directions that it then leaves out, too
+            found = quietly(solver, samples.double())
         return Solved(linear(found.components_.T, found.mixing_.T, found.mean_), int(found.n_iter_))
 
 
