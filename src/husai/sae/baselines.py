@@ -50,10 +50,12 @@ class Fitted(Architecture[C]):
     def fit(self, samples: Float[Tensor, "samples d_in"], seed: int, iterations: int) -> Solved:
         """Solve on (normalised) samples, from the start that `seed` draws, in at most so many iterations."""
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error and nothing else; neither `step` nor `dead` plays a part."""
         codes = self.encode(params, x)
-        return Losses(squared_error(self.decode(params, codes), x), {}, codes)
+        return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), {}, codes)
 
     def limit(self, most: int, why: str) -> None:
         """Raises HusaiError if d_sae exceeds `most`."""
