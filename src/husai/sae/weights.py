@@ -126,7 +126,7 @@ def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> di
 def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
     known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
-    fields = {key: config[key] for key in ("d_sae", "k") if key in config}
+    fields = {key: config[key] for key in ("d_sae", "k", "group_size") if key in config}
     if (
         isinstance(known, dict)
         and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
@@ -188,5 +188,5 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         with torch.no_grad():
             return (x.to(sae.dtype) @ W_skip.mT).float()
 
-    d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
-    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source)
+    d_source, signed = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None, meta["architecture"] == "abstopk"
+    return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source)
