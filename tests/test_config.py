@@ -72,7 +72,7 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         (
             {"entries": [{"sae": {"architecture": "topq"}}]},
             "'entries.0.sae.architecture': must be 'topk', 'relu', 'batchtopk', 'matryoshka', 'abstopk', 'jumprelu', 'gated', "
-            "got 'topq'",
+            "'package.module:Class', got 'topq'",
         ),
         ({"entries": [{"sae": {"k": 3}}]}, "key 'entries.0.sae.architecture' is missing"),
         ({"model": {"task": {"q": 1}}}, "unknown key 'model.task.q'. Allowed here: op, p"),

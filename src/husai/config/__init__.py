@@ -34,6 +34,7 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
+from husai.config.registered import AnySAE, RegisteredConfig
 from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
@@ -42,6 +43,7 @@ __all__ = [
     "SAE_CONFIGS",
     "AbsTopKConfig",
     "AnalysisConfig",
+    "AnySAE",
     "BaseSAEConfig",
     "BatchConfig",
     "BatchTopKConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "Recipe",
     "RecurrentConfig",
     "RecurrentShape",
+    "RegisteredConfig",
     "SAEConfig",
     "SAEKind",
     "SAETrainingConfig",

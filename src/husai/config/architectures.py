@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -200,4 +200,3 @@ class GatedConfig(BaseSAEConfig):
 
 SAEKind = TopKConfig | ReLUConfig | BatchTopKConfig | MatryoshkaConfig | AbsTopKConfig | JumpReLUConfig | GatedConfig
 SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
-ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import BaseSAEConfig
-from husai.sae.params import Params, reconstruct
+from husai.sae.params import Params, init_params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
 
@@ -72,6 +72,10 @@ class Architecture(ABC, Generic[C]):
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    def start(self, d_in: int, seeds: tuple[int, ...]) -> Params:
+        """Parameters before the first step, drawn from each seed's own stream."""
+        return self.init(init_params(d_in, self.config.d_sae, seeds))
 
     def init(self, params: Params) -> Params:
         """Freshly drawn parameters, with what this architecture has beside the four."""

@@ -20,7 +20,7 @@ from husai.sae.dictionary import SAEEnsemble, finished
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
-from husai.sae.params import Params, init_params
+from husai.sae.params import Params
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation_term, steer
 from husai.schedule import trapezoid
@@ -87,7 +87,7 @@ class Trainer:
         held = sample_rows(x, min(SAMPLE, self.recipe.buffer_rows)) if isinstance(x, Store) else x
         self.samples = self.normaliser(held).to(device)
         self.variance = float(self.samples.var(0, correction=0).sum())
-        start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
+        start = self.architecture.start(self.samples.shape[1], config.init_seeds)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.optimiser = optimiser_of(self.params, self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
