@@ -53,6 +53,8 @@ def of_callables(encode: Function, decode: Function, W_dec: Array, name: str = "
 def _tensor(value: Any, what: str) -> Tensor:
     """float32 on the CPU. Raises HusaiError for what is no array of finite numbers."""
     try:
+        if value is None:
+            raise TypeError
         found = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float32))
         found = found.to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError):
