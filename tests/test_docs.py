@@ -75,6 +75,7 @@ def command(line, capsys):
 def test_every_example_of_bringing_ones_own_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("husai.suite.write_report", lambda _results, _out: [])  # drawing takes longer than the cells
+    monkeypatch.setattr("torch.set_num_threads", lambda _count: None)  # cells take every core, which tests share
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.setattr(sys, "argv", ["husai"])
     there: dict[str, object] = {}
