@@ -76,6 +76,8 @@ def score_folders(
         store = open_store(shard_dir)
         store.verify()
         for folder, sae in zip(folders, saes, strict=True):
+            if sae.paired:
+                raise HusaiError(f"{folder}: is a transcoder; it is scored on a model (--model)")
             if sae.d_in != store.d:
                 raise HusaiError(f"{folder}: has {sae.d_in} dimensions, but {shard_dir} has {store.d}")
             there, wanted = sae.meta.get("hook_name"), store.of.get("hook_name")

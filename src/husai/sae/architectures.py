@@ -12,6 +12,7 @@ from husai.sae.matryoshka import Matryoshka
 from husai.sae.registered import Registered
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
+from husai.sae.transcoder import SkipTranscoder, TopKSkipTranscoder, TopKTranscoder, Transcoder
 
 ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "topk": TopK,
@@ -21,6 +22,12 @@ ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "matryoshka": Matryoshka,
     "gated": Gated,
     "abstopk": AbsTopK,
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "skip_sae": SkipTranscoder,
+    "topk_transcoder": TopKTranscoder,
+    "topk_skip_transcoder": TopKSkipTranscoder,
+    "topk_skip_sae": TopKSkipTranscoder,
 }
 
 

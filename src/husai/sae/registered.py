@@ -46,8 +46,10 @@ class Registered(Architecture[RegisteredConfig]):
         self.module: Any = None
         self.known: tuple[Params, list[Saved]] | None = None
 
-    def start(self, d_in: int, seeds: tuple[int, ...]) -> Params:
-        """Each seed as its class initialises it. Raises HusaiError if there is no W_dec (d_sae, d_in)."""
+    def start(self, d_in: int, seeds: tuple[int, ...], *, d_target: int | None = None) -> Params:
+        """Each seed as its class initialises it. Raises HusaiError for a target, or if there is no W_dec (d_sae, d_in)."""
+        if d_target is not None:
+            raise HusaiError(f"architecture '{self.config.architecture}': reconstructs its input, and has no target")
         self.seeds = seeds
         modules = [self._make(d_in, seed) for seed in seeds]
         every = [_tensors(module) for module in modules]

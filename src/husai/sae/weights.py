@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from husai.activations import Normaliser
-from husai.config import SAE_CONFIGS
+from husai.config import SAE_CONFIGS, BaseSAEConfig, KConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import ARCHITECTURES, architecture_of
@@ -45,7 +45,7 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
         "d_sae": kind.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": kind.centred(),
         "normalize_activations": CONSTANT_NORM if ensemble.constant_norm else "none",
         "reshape_activations": "none",
         "metadata": {
@@ -57,6 +57,7 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
             **note,
             **meta,
         },
+        **({} if kind.centred() else {"d_out": ensemble.params.W_dec.shape[2]}),
         **keys,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -111,18 +112,19 @@ def load_sae(folder: str | Path) -> Dictionary:
 def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
     """The dictionary that the weights are."""
     meta = {**config["metadata"], "architecture": config["architecture"]}
+    kind = _kind(config)
     plain = (
-        config.get("apply_b_dec_to_input", True)
+        kind is not None
+        and config.get("apply_b_dec_to_input", True) == kind.centred()
         and config.get("normalize_activations", "none") in ("none", CONSTANT_NORM)
         and config.get("reshape_activations", "none") == "none"
         and not config.get("rescale_acts_by_decoder_norm", False)
-        and config["architecture"] in READ
         and config.get("dtype", "float32") == "float32"
     )
     if not plain:
         return _through_sae_lens(folder, meta)
     architecture = _architecture(config, folder / CONFIG)
-    shapes = _shapes(architecture, config["d_in"], config["d_sae"])
+    shapes = _shapes(architecture, config["d_in"], config["d_sae"], config.get("d_out", config["d_in"]))
     try:
         tensors = load_file(folder / WEIGHTS)
         found = {name: tensors[name] for name in shapes}
@@ -140,9 +142,15 @@ def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
     _require_finite(found, folder)
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
-    kind: dict[str, object] = {"architecture": architecture.config.architecture, **dict([architecture.config.sparsity])}
+    known: dict[str, object] = {"architecture": architecture.config.architecture}
+    known |= dict([architecture.config.sparsity])
     each = config.get("normalize_activations") == CONSTANT_NORM
-    return as_dictionary(params, architecture, kind | seeds | meta, constant_norm=each)
+    return as_dictionary(params, architecture, known | seeds | meta, constant_norm=each)
+
+
+def _kind(config: dict[str, Any]) -> type[BaseSAEConfig] | None:
+    """The config of what SAELens' architecture is here; None for one that is not trained here."""
+    return SAE_CONFIGS.get(READ.get(str(config.get("architecture")), ""))
 
 
 def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -153,9 +161,9 @@ def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
             )
 
 
-def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torch.Size]:
+def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> dict[str, torch.Size]:
     """What a folder of this architecture must hold."""
-    four = (torch.empty(1, *shape, device="meta") for shape in ((d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,)))
+    four = (torch.empty(1, *shape, device="meta") for shape in ((d_in, d_sae), (d_sae,), (d_sae, d_out), (d_out,)))
     W_enc, b_enc, W_dec, b_dec = four
     one = architecture.init(Params(W_enc, b_enc, W_dec, b_dec)).map(lambda value: value[0])
     return {name: value.shape for name, value in architecture.export(dict(one.items()))[0].items()}
@@ -186,10 +194,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise HusaiError(f"{folder / CONFIG}: is not valid JSON") from None
     if not isinstance(config, dict) or not isinstance(config.setdefault("metadata", {}), dict):
         raise HusaiError(f"{folder / CONFIG}: it and its 'metadata' must be mappings of keys to values")
-    for key in ("architecture", "d_in", "d_sae", "k"):
-        if key not in config and (key != "k" or config.get("architecture") in ("topk", "abstopk")):
+    kind = _kind(config)
+    of_k, paired = kind is not None and issubclass(kind, KConfig), kind is not None and not kind.centred()
+    sizes = ("d_in", "d_sae", *(("d_out",) if paired else ()))
+    for key in ("architecture", *sizes, *(("k",) if of_k else ())):
+        if key not in config:
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
-    for key in ("d_in", "d_sae"):
+    for key in sizes:
         if not isinstance(config[key], int) or config[key] < 1:
             raise HusaiError(f"{folder / CONFIG}: '{key}' must be a whole number of at least 1, got {config[key]!r}")
     return config
