@@ -21,7 +21,7 @@ from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.pairs import Samples, require_fit, side, split
-from husai.sae.params import Params, init_params
+from husai.sae.params import Params
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation_term, steer
 from husai.schedule import trapezoid
@@ -93,7 +93,7 @@ class Trainer:
         self.variance = float(self.targets.var(0, correction=0).sum())
         self.architecture.begin(self.samples, config.init_seeds)
         d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
-        start = self.architecture.init(init_params(d_in, config.sae.d_sae, config.init_seeds, d_target=d_target))
+        start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.optimiser = optimiser_of(self.params, self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
