@@ -13,13 +13,16 @@ class BaseSAEConfig(Config, ABC):
 
     signed_codes: whether codes may be negative, so that an atom's sign means nothing. fitted: whether it is solved for at
     once, without gradient steps. fixed_decoder: whether its atoms stay as they were drawn. own_width: whether d_sae is not
-    taken over from the config of another architecture.
+    taken over from the config of another architecture. paired: whether it reconstructs another activation (the target) than
+    the one it encodes. skip: whether a linear map of its input is added to the reconstruction.
     """
 
     signed_codes: ClassVar[bool] = False
     fitted: ClassVar[bool] = False
     fixed_decoder: ClassVar[bool] = False
     own_width: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
+    skip: ClassVar[bool] = False
 
     d_sae: Positive = Field(default=1024, description="latents")
     decoder_norm: Literal["unit", "weighted"] = Field(
@@ -32,6 +35,11 @@ class BaseSAEConfig(Config, ABC):
     @abstractmethod
     def sparsity(self) -> tuple[str, float]:
         """Name and value of the dial that sets sparsity."""
+
+    @classmethod
+    def centred(cls) -> bool:
+        """Whether the encoder sees x − b_dec. With a target or a skip connection b_dec is no centre of x: it sees x."""
+        return not (cls.paired or cls.skip)
 
     @property
     def fixed_l0(self) -> float | None:

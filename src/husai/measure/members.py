@@ -38,8 +38,8 @@ class Members:
         signed = any(dictionary.signed_codes for dictionary in dictionaries)
         found = cls([], [], [], [], [], [], full, signed)
         for dictionary in dictionaries:
-            codes = dictionary.encode(hook.x)
-            fit = evaluate_fit(dictionary, hook.x, codes)
+            codes = dictionary.encode(hook.encoded)
+            fit = evaluate_fit(dictionary, hook.x, codes, source=hook.source)
             found.fits.append(fit)
             found.atoms.append(dictionary.atoms[fit.live])
             contributed = codes[:, fit.live] * dictionary.W_dec[fit.live].norm(dim=1)

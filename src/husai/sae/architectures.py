@@ -15,6 +15,7 @@ from husai.sae.jumprelu import JumpReLU
 from husai.sae.matryoshka import Matryoshka
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
+from husai.sae.transcoder import SkipTranscoder, TopKSkipTranscoder, TopKTranscoder, Transcoder
 
 ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "topk": TopK,
@@ -31,6 +32,12 @@ ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "ica": ICA,
     "nmf": NMF,
     "kmeans": KMeans,
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "skip_sae": SkipTranscoder,
+    "topk_transcoder": TopKTranscoder,
+    "topk_skip_transcoder": TopKSkipTranscoder,
+    "topk_skip_sae": TopKSkipTranscoder,
 }
 
 
