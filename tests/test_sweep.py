@@ -650,3 +650,28 @@ def test_a_cell_ends_where_it_has_converged_and_fails_if_hopeless(tmp_path, monk
     monkeypatch.setattr("husai.sae.train.hopeless", lambda history, config: "it is of no use.")
     with pytest.raises(HusaiError, match=r"given up after \d+ of 40 steps; it is of no use"):
         run_suite(suite_of(stop="hopeless"), tmp_path / "hopeless", tmp_path / "runs", jobs=1)
+
+
+def test_a_suite_takes_baselines_as_it_takes_saes(tmp_path):
+    """With nulls, curves over iterations and tables."""
+    kinds = [
+        {"architecture": "pca", "d_sae": 6},
+        {"architecture": "kmeans", "d_sae": 16},
+        {"architecture": "blocktopk", "d_sae": 16, "k": 4},
+    ]
+    suite = synthetic_suite("circles").model_dump(mode="json")
+    suite = SuiteConfig.parse({**suite, "entries": [{"sae": kind, "training": SHORT} for kind in kinds]})
+    suite = suite.model_copy(update={"init_seeds": (0, 1), "data_seeds": (5, 6)})
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    table = records(tmp_path)
+    assert set(table["architecture"]) == {kind["architecture"] for kind in kinds}
+    whole = table[table["init_seed"].isna() & (table["null"] == "")]
+    for kind in kinds:
+        own = whole[whole["architecture"] == kind["architecture"]]
+        last = own[own["step"] == own["step"].max()].set_index("metric")["value"]
+        first = own[own["step"] == 0].set_index("metric")["value"]
+        assert last["explained_variance"] > first["explained_variance"]
+        assert {"pwmcc", "fourier_overlap"} <= set(last.index)
+    pca = whole[(whole["architecture"] == "pca") & (whole["metric"] == "pwmcc")]
+    assert pca[pca["step"] > 0]["value"].tolist() == pytest.approx([1.0] * (pca["step"].nunique() - 1), abs=1e-5)
+    assert "k-means" in (tmp_path / "results" / "summary.md").read_text()

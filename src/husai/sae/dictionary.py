@@ -194,7 +194,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta, inner.signed_codes)
+    return Dictionary(inner.W_dec, encode, decode, inner.meta, signed_codes=inner.signed_codes)
 
 
 def finished(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.sae.architecture import Architecture
+from husai.sae.architecture import SKIP, Architecture
 from husai.sae.params import Params
 
 PART = 8192  # samples encoded at once
@@ -71,7 +71,7 @@ def rows_of(name: str, value: Tensor, dead: Bool[Tensor, "seeds d_sae"]) -> Bool
     """Mask of what belongs to the dead latents in a tensor of `Params`, broadcast to it; None if nothing does."""
     if name in ROWS:
         return ROWS[name](dead)
-    own = name != "b_dec" and value.shape[:2] == dead.shape
+    own = name not in ("b_dec", SKIP) and value.shape[:2] == dead.shape
     return dead.view(*dead.shape, *[1] * (value.dim() - 2)) if own else None
 
 
