@@ -1,7 +1,7 @@
 """The `Dictionary` every score takes, and the ensemble that training returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ class Dictionary:
     W_dec: (d_sae, d_out). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: from them to (n, d_out), without
     what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
     skip: (n, d_in) activations to what a skip connection makes of them. d_source: width of what is encoded, of a
-    transcoder, which reconstructs another activation; None: what is reconstructed is what is encoded.
+    transcoder, which reconstructs another activation; None: what is reconstructed is what is encoded. W_enc: encoder
+    directions as rows; None where an encoder is no matrix.
     """
 
     W_dec: Float[Tensor, "d_sae d_out"]
@@ -34,6 +35,7 @@ class Dictionary:
     meta: dict[str, object] = field(default_factory=dict)
     skip: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]] | None = None
     d_source: int | None = None
+    W_enc: Float[Tensor, "d_sae d_in"] | None = None
 
     def reconstruct(
         self, x: Float[Tensor, "n d_in"], codes: Float[Tensor, "n d_sae"] | None = None
@@ -114,7 +116,9 @@ def as_dictionary(
 
     config = architecture.config
     d_source = params.W_enc.shape[1] if config.paired else None
-    made = Dictionary(params.W_dec[0], encode, decode, meta, skip if config.skip else None, d_source)
+    made = Dictionary(
+        params.W_dec[0], encode, decode, meta, skip if config.skip else None, d_source, W_enc=params.W_enc[0].T
+    )
     return rescaling(made) if constant_norm else made
 
 
@@ -139,7 +143,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta)
+    return replace(inner, encode=encode, decode=decode)
 
 
 def finished(

@@ -1,7 +1,6 @@
-"""SAEs on disk: SAELens folders, written and read. No pickle is ever involved."""
+"""SAEs on disk: SAELens folders, written and read; folders of other formats, read. No pickle is ever executed."""
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary
+from husai.sae.foreign import load_dictionary_learning, load_sparsify
+from husai.sae.formats import DICTIONARY_LEARNING, SAE_LENS, SPARSIFY, format_of, require_finite
 from husai.sae.params import Params
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS = SAE_LENS.config, SAE_LENS.weights
 CONSTANT_NORM = "constant_norm_rescale"  # SAELens' name for samples that are each scaled to norm √d
+OTHERS = {SPARSIFY: load_sparsify, DICTIONARY_LEARNING: load_dictionary_learning}
 READ = {kind.saelens: name for name, kind in reversed(ARCHITECTURES.items())}  # SAELens' names, as ours
 
 
@@ -58,12 +60,14 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
 
 
 def load_sae(folder: str | Path) -> Dictionary:
-    """Open a SAELens folder as a Dictionary, whoever wrote it.
+    """Open a folder of SAELens, sparsify or dictionary_learning as a Dictionary, whoever wrote it.
 
     Architectures that are trained here are read directly if their settings are plain; every other architecture or setting
     goes through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated or of unknown architecture.
     """
     folder = Path(folder)
+    if read := OTHERS.get(format_of(folder)):
+        return read(folder)
     config = _read_config(folder)
     meta = {**config["metadata"], "architecture": config["architecture"]}
     kind = _kind(config)
@@ -93,7 +97,7 @@ def load_sae(folder: str | Path) -> Dictionary:
             raise HusaiError(
                 f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape)}; {CONFIG} says {tuple(shapes[name])}"
             )
-    _require_finite(found, folder)
+    require_finite(found, folder / WEIGHTS)
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
     known: dict[str, object] = {"architecture": architecture.config.architecture}
@@ -105,14 +109,6 @@ def load_sae(folder: str | Path) -> Dictionary:
 def _kind(config: dict[str, Any]) -> type[BaseSAEConfig] | None:
     """The config of what SAELens' architecture is here; None for one that is not trained here."""
     return SAE_CONFIGS.get(READ.get(str(config.get("architecture")), ""))
-
-
-def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise HusaiError(
-                f"{folder / WEIGHTS}: {name} holds NaN or infinity; its training diverged or the file is damaged"
-            )
 
 
 def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> dict[str, torch.Size]:
@@ -168,7 +164,7 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         sae = sae_lens.SAE.load_from_disk(folder)
     except Exception as error:  # SAELens raises many kinds; all mean that this folder cannot be opened
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
-    _require_finite(sae.state_dict(), folder)
+    require_finite(sae.state_dict(), folder / WEIGHTS)
     W_skip: Tensor | None = getattr(sae, "W_skip", None)
     with torch.no_grad():
         weights = sae.W_dec.detach().float().clone()
@@ -189,4 +185,6 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
             return (x.to(sae.dtype) @ W_skip.mT).float()
 
     d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
-    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source)
+    encoder: Tensor | None = getattr(sae, "W_enc", None)
+    W_enc = None if encoder is None or encoder.ndim != 2 else encoder.detach().float().T
+    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source, W_enc=W_enc)
