@@ -75,7 +75,7 @@ class Read(NamedTuple):
     sources: list[Float[Tensor, "samples d_in"] | None]
 
 
-def _read(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
+def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
     """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
     A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
@@ -124,7 +124,7 @@ def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) 
     Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out. Raises HusaiError for a hook
     without truth, if no latent fires, or if the hook is not the SAE's. (docs/method.md)
     """
-    read = _read(model, hook, sae)
+    read = read_at(model, hook, sae)
     find_truth(read.activations)
     where = replace(Hook.of(read.activations, read.model), source=read.sources[0])
     result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
@@ -146,7 +146,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
     Nulls: ambient, data, data_points dictionaries of as many atoms. Raises HusaiError for a hook without truth or another
     than the SAE's. (docs/method.md §Recovery)
     """
-    activations, _, (source,) = _read(model, hook, sae)
+    activations, _, (source,) = read_at(model, hook, sae)
     truth, fit = find_truth(activations), evaluate_fit(sae, activations.x, source=source)
     atoms = sae.atoms[fit.live]
     nulls = {}
@@ -169,7 +169,7 @@ def compute_pwmcc(
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
     x = first
     if model is not None:
-        read, names = _read(model, hook, sae1, sae2), DRAWN_NULLS
+        read, names = read_at(model, hook, sae1, sae2), DRAWN_NULLS
         x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
         first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
     nulls = {}

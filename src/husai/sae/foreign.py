@@ -146,18 +146,24 @@ def load_dictionary_learning(folder: Path) -> Dictionary:
     stated = tuple(trainer.get(key, size) for key, size in (("dict_size", n), ("activation_dim", d)))
     if stated != (n, d):
         raise HusaiError(f"{where}: says {stated[0]} latents of {stated[1]} dimensions; {path.name} holds {n} of {d}")
-    require_shapes(tensors, _shapes(names, n, d, kind), path)
-    known = {"model_name": "lm_name", "layer": "layer", "submodule_name": "submodule_name", "init_seed": "seed", "k": "k"}
+    require_shapes(tensors, _shapes(names, n, d), path)
+    known = {
+        "model_name": "lm_name",
+        "layer": "layer",
+        "submodule_name": "submodule_name",
+        "init_seed": "seed",
+        "k": "k",
+    }
     meta = {name: trainer[key] for name, key in known.items() if trainer.get(key) is not None}
     return assemble(tensors).dictionary({"format": DICTIONARY_LEARNING.name, "dict_class": kind, **meta})
 
 
-def _shapes(names: Sequence[str], n: int, d: int, kind: str) -> dict[str, tuple[int, ...]]:
-    """Of n latents and d dimensions; nn.Linear keeps its weights as (out, in)."""
+def _shapes(names: Sequence[str], n: int, d: int) -> dict[str, tuple[int, ...]]:
+    """Of n latents and d dimensions. nn.Linear keeps its weights as (out, in); of k go one threshold, of JumpReLUs n."""
     matrices = {"encoder.weight": (n, d), "decoder.weight": (d, n), "W_enc": (d, n), "W_dec": (n, d)}
     of_latents = dict.fromkeys(("encoder.bias", "b_enc", "r_mag", "gate_bias", "mag_bias"), (n,))
     of_inputs = dict.fromkeys(("bias", "decoder.bias", "b_dec", "decoder_bias"), (d,))
-    others = {"k": (), "threshold": (n,) if kind == "JumpReluAutoEncoder" else ()}
+    others = {"k": (), "threshold": () if "k" in names else (n,)}
     every = matrices | of_latents | of_inputs | others
     return {name: every[name] for name in names}
 

@@ -40,8 +40,8 @@ def format_of(folder: Path) -> Format:
     if not marked and (folder / SAE_LENS.config).is_file():
         return SAE_LENS
     if not marked:
-        first, *others = (f"{known.name} ({known.config}, {known.weights})" for known in FORMATS)
-        raise HusaiError(f"{folder}: is not a {first} folder, nor one of {' or '.join(others)}; {_held(folder)}")
+        first, *others = (f"{known.name} folder ({known.config}, {known.weights})" for known in FORMATS)
+        raise HusaiError(f"{folder}: is not a {first}, nor a {' or '.join(others)}; {_held(folder)}")
     return marked[0]
 
 
@@ -63,7 +63,7 @@ def _held(folder: Path) -> str:
 def sae_folders(given: Sequence[Path]) -> list[Path]:
     """Each path that is an SAE's folder, and those in each that holds some, such as a run of several seeds, in order.
 
-    Raises HusaiError for a path that is neither.
+    Raises HusaiError for a path that is neither, and for an SAE that is named twice.
     """
     found: list[Path] = []
     for path in given:
@@ -71,6 +71,9 @@ def sae_folders(given: Sequence[Path]) -> list[Path]:
         if not inside:
             format_of(path)
         found += sorted(inside, key=_in_order) or [path]
+    for path in found:
+        if sum(path.resolve() == other.resolve() for other in found) > 1:
+            raise HusaiError(f"{path}: is named twice; an SAE agrees with itself in full")
     return found
 
 
@@ -112,7 +115,9 @@ def read_weights(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise HusaiError(f"{path.parent}: has no {path.name}")
     tensors = read_file(path)
     if missing := [name for name in names if name not in tensors]:
-        raise HusaiError(f"{path}: has no tensor '{missing[0]}'; it needs {', '.join(names)}, and holds {', '.join(tensors)}")
+        raise HusaiError(
+            f"{path}: has no tensor '{missing[0]}'; it needs {', '.join(names)}, and holds {', '.join(tensors)}"
+        )
     found = {name: tensors[name] for name in names}
     found = {name: value.float().clone() if value.is_floating_point() else value for name, value in found.items()}
     require_finite(found, path)
