@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,14 @@ class Comparison:
     everywhere_nulls: dict[str, float]
     gap: Float[np.ndarray, "seeds seeds"]
     notes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names without the folders that all of them lie in."""
+        paths = [Path(name) for name in self.names]
+        levels = zip(*(path.parts[:-1] for path in paths), strict=False)
+        common = len(list(takewhile(lambda parts: len({*parts}) == 1, levels)))
+        return [str(Path(*path.parts[common:])) for path in paths]
 
     @property
     def sentence(self) -> str:
@@ -247,6 +256,8 @@ def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> 
         fires, some, active = torch.zeros(sae.d_sae, dtype=torch.bool), [], 0
         for start in range(0, len(x), PART):
             part = sae.encode(x[start : start + PART])
+            if not bool(part.isfinite().all()):
+                raise HusaiError(f"{name}: gives codes that are NaN or infinite")
             fires |= (part != 0).any(0)
             active += int((part != 0).sum())
             some.append(part[kept[(kept >= start) & (kept < start + PART)] - start])

@@ -68,7 +68,8 @@ def compare(
         from husai.report.comparison import write_comparison
 
         data = console.plain(found.to_json())
-        written = write_comparison(data, list(found.measures), [count.tolist() for count in found.counts], out)
+        counts = [count.tolist() for count in found.counts]
+        written = write_comparison(data, found.labels, list(found.measures), counts, out)
     if json:
         return console.show_json(found.to_json())
     _show(found)
@@ -81,7 +82,7 @@ def _show(found: "Comparison") -> None:
     table = Table(title="SAEs", title_justify="left", box=None, pad_edge=False)
     for name in ("", "SAE", "architecture", "atoms", "live", "in no other", "in all others"):
         table.add_column(name, justify="left" if name in ("", "SAE", "architecture") else "right")
-    for i, (name, count) in enumerate(zip(found.names, found.counts, strict=True)):
+    for i, (name, count) in enumerate(zip(found.labels, found.counts, strict=True)):
         alone, everywhere = (f"{(count == times).mean():.1%}" for times in (0, len(found.names) - 1))
         row = (str(i), name, found.kinds[i], str(found.d_sae[i]), str(found.n_live[i]), alone, everywhere)
         table.add_row(*map(Text, row))

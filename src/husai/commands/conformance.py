@@ -1,6 +1,6 @@
 """`husai conformance`: what does somebody's agreement measure measure?"""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -64,7 +64,7 @@ def _imported(function: str) -> "Measure":
         raise HusaiError(f"{function}: {package} cannot be imported ({error.__class__.__name__}: {error})") from None
     if not callable(found):
         raise HusaiError(f"{function}: is no function but {type(found).__name__}")
-    return found
+    return cast("Measure", found)
 
 
 def _as_data(function: str, report: "Report") -> dict[str, Any]:

@@ -16,12 +16,12 @@ SHORT = 28  # letters of a name beside a matrix
 
 
 def write_comparison(
-    data: Mapping[str, Any], measures: Sequence[str], counts: Sequence[Sequence[int]], out: Path
+    data: Mapping[str, Any], labels: Sequence[str], measures: Sequence[str], counts: Sequence[Sequence[int]], out: Path
 ) -> list[Path]:
     """`compare.json`, `matrix.csv` (pwmcc), `atoms.csv` and `matrix.png|pdf` in `out`; returns the files.
 
-    data: what `compare.json` holds. measures: the matrices in it that are drawn. counts: for every atom of every SAE, in how
-    many others it reappears. Raises HusaiError if they cannot be written.
+    data: what `compare.json` holds. labels: of the SAEs, in the figure. measures: the matrices in it that are drawn. counts:
+    for every atom of every SAE, in how many others it reappears. Raises HusaiError if they cannot be written.
     """
     names = data["saes"]
     try:
@@ -30,7 +30,7 @@ def write_comparison(
         _table(out / "matrix.csv", ["sae", *names], [[n, *row] for n, row in zip(names, data["pwmcc"], strict=True)])
         atoms = [[name, i, times] for name, own in zip(names, counts, strict=True) for i, times in enumerate(own)]
         _table(out / "atoms.csv", ["sae", "live_atom", "reappears_in"], atoms)
-        drawn = _draw(data, measures, out)
+        drawn = _draw(data, labels, measures, out)
     except OSError as error:
         raise HusaiError(f"{out}: cannot be written ({error.strerror or error})") from None
     return [out / "compare.json", out / "matrix.csv", out / "atoms.csv", *drawn]
@@ -41,7 +41,7 @@ def _table(path: Path, head: list[str], rows: list[list[Any]]) -> None:
         csv.writer(handle).writerows([head, *rows])
 
 
-def _draw(data: Mapping[str, Any], measures: Sequence[str], out: Path) -> list[Path]:
+def _draw(data: Mapping[str, Any], labels: Sequence[str], measures: Sequence[str], out: Path) -> list[Path]:
     """One matrix a measure, each with its mean and chance levels underneath."""
     side = max(1.6, 0.34 * len(data["saes"]))
     written = []
@@ -52,8 +52,8 @@ def _draw(data: Mapping[str, Any], measures: Sequence[str], out: Path) -> list[P
             chance = [f"{null.replace('_', ' ')} {level['mean']:.2f}" for null, level in found["nulls"].items()]
             heat_map(ax, np.array(data[name]), "\n".join([f"mean {found['mean']:.2f}", *chance]))
             ax.set_title(name.replace("_", " "))
-        labels = [name if len(name) <= SHORT else f"…{name[1 - SHORT :]}" for name in data["saes"]]
-        axes[0][0].set_yticks(range(len(labels)), [f"{label}  {i}" for i, label in enumerate(labels)])
+        short = [name if len(name) <= SHORT else f"…{name[1 - SHORT :]}" for name in labels]
+        axes[0][0].set_yticks(range(len(short)), [f"{name}  {i}" for i, name in enumerate(short)])
         for suffix in ("png", "pdf"):
             written.append(out / f"matrix.{suffix}")
             figure.savefig(written[-1], dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
