@@ -26,8 +26,7 @@ ROOMS = [
         "stores",
         "capture",
     ),
-    *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
-    *("suite", "controls", "single", "pipeline", "api", "comparison", "commands", "cli"),
+    *("suite", "controls", "single", "pipeline", "planner", "api", "comparison", "commands", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
