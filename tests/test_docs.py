@@ -2,10 +2,12 @@
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 
+from husai.analysis.conformance import conformance
 from husai.report.results import CellView, SuiteResults
 
 ROOT = Path(__file__).parents[1]
@@ -47,3 +49,20 @@ def test_the_ladder_in_the_docs_is_the_one_that_was_measured():
             value = cell.value(metric).mean
             expected = [] if math.isnan(value) else [value, highest(cell, twin, metric)[1]]
             assert numbers(shown) == pytest.approx(expected, abs=6e-4), (source, sae, metric)
+
+
+def test_the_conformance_table_in_the_docs_is_what_the_code_gives():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SAELens' own imports
+        from sae_lens.synthetic.evals import mean_correlation_coefficient
+
+    report = conformance(mean_correlation_coefficient)
+    section = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split("### Conformance")[1]
+    head, _, *lines = section[section.index("| case |") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    definitions = [cell.strip().replace("`", "") for cell in head.strip("|").split("|")][2:-1]
+    assert definitions == list(report.expected)
+    assert [row[:2] for row in rows] == [[case.name, case.asks] for case in report.cases]
+    columns = [*report.expected.values(), report.found]
+    for i, row in enumerate(rows):
+        assert row[2:] == ["refused" if one[i].error else f"{one[i].value:.3g}".replace("-", "−") for one in columns]

@@ -26,7 +26,8 @@ ROOMS = [
         "stores",
         "capture",
     ),
-    *("suite", "controls", "single", "pipeline", "planner", "api", "comparison", "commands", "cli"),
+    *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
+    *("suite", "controls", "single", "pipeline", "api", "comparison", "commands", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
