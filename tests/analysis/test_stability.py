@@ -99,6 +99,13 @@ def test_random_atoms_in_many_dimensions_share_and_repeat_nothing(directions):
     assert max(count.max() for count in found.counts) == 0
 
 
+@pytest.mark.parametrize(("n", "d", "low", "high"), [(1024, 10, 0.99, 1), (128, 10, 0.55, 0.67), (1024, 32, 0, 0.01)])
+def test_how_often_random_atoms_reappear_is_a_matter_of_numbers_and_dimensions(directions, n, d, low, high):
+    """The figures of docs/method.md §Stability."""
+    share = stability([directions(n, d, seed=1), directions(n, d, seed=2)]).reappearance[0, 1]
+    assert low <= share <= high
+
+
 # --- against the definitions for small dictionaries, and for large ones ---
 
 
