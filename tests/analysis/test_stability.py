@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from husai.analysis import stability as module
 from husai.analysis.matching import Matching, max_cosine, pwmcc
-from husai.analysis.stability import activation_matching, best_match, nearest, shared_fraction, stability
+from husai.analysis.stability import SAME, activation_matching, best_match, nearest, shared_fraction, stability
 from husai.errors import HusaiError
 from husai.seeding import generator
 
@@ -99,11 +99,14 @@ def test_random_atoms_in_many_dimensions_share_and_repeat_nothing(directions):
     assert max(count.max() for count in found.counts) == 0
 
 
-@pytest.mark.parametrize(("n", "d", "low", "high"), [(1024, 10, 0.99, 1), (128, 10, 0.55, 0.67), (1024, 32, 0, 0.01)])
+@pytest.mark.parametrize(("n", "d", "low", "high"), [(1024, 10, 0.99, 1), (128, 10, 0.63, 0.67), (1024, 32, 0, 0.01)])
 def test_how_often_random_atoms_reappear_is_a_matter_of_numbers_and_dimensions(directions, n, d, low, high):
     """The figures of docs/method.md §Stability."""
-    share = stability([directions(n, d, seed=1), directions(n, d, seed=2)]).reappearance[0, 1]
-    assert low <= share <= high
+    pairs = max(1, 6400 // n)
+    shares = [
+        np.mean(nearest(directions(n, d, seed=s), directions(n, d, seed=s + 1)).rows >= SAME) for s in range(pairs)
+    ]
+    assert low <= np.mean(shares) <= high
 
 
 # --- against the definitions for small dictionaries, and for large ones ---
