@@ -199,13 +199,12 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys):
     assert "good have 16" in said
     dead = sparsify(tmp_path / "dead", torch.zeros(N, D))
     assert "dead: all its atoms are dead; every decoder row is 0" in failing(capsys, good, dead)
-    broken = sparsify(tmp_path / "broken", torch.full((N, D), torch.nan))
-    assert "W_dec holds NaN or infinity" in failing(capsys, good, broken) or "encoder.weight holds NaN" in failing(
-        capsys, good, broken
-    )
+    broken = sparsify(tmp_path / "broken", torch.full((N, D), torch.nan), directions(N, D, 0))
+    assert "W_dec holds NaN or infinity" in failing(capsys, good, broken)
     assert "is named twice" in failing(capsys, good, good)
     assert "is not a SAELens folder" in failing(capsys, good, tmp_path / "nowhere")
     assert "not from both" in failing(capsys, good, other, "--model", "add-p59-0", "--shard-dir", tmp_path)
+    assert "there is none" in failing(capsys, good, other, "--hook", "resid_post")
     wide = store(tmp_path / "wide", torch.randn(9, 20, generator=generator("test-x")))
     assert "good: encodes 16 dimensions, but" in failing(capsys, good, other, "--shard-dir", wide)
     zeros = store(tmp_path / "zeros", torch.zeros(9, D))

@@ -50,6 +50,8 @@ def compare(
 
     if model is not None and shard_dir is not None:
         raise HusaiError("compare: takes activations from --model or from --shard-dir, not from both")
+    if model is None and (hook or op):
+        raise HusaiError("compare: --hook and --op say how a --model is read, and there is none")
     folders = sae_folders(saes)
     names, opened = [str(folder) for folder in folders], [load_sae(folder) for folder in folders]
     with warnings.catch_warnings(record=True) as caught, console.progress(json) as bar:
