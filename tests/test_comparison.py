@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from husai.activations import extract
 from husai.analysis.matching import max_cosine, pwmcc
 from husai.cli import main
-from husai.comparison import Samples, compare
+from husai.comparison import compare
 from husai.errors import HusaiError
+from husai.runs import LoadedModel
 from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
+from husai.samples import Samples, samples_of_model
 from husai.seeding import generator
 from husai.stores import StoreWriter
 
@@ -173,7 +175,7 @@ def test_a_models_grid_gives_activations_at_the_hook_that_the_saes_name(tmp_path
     assert (code, err) == (0, "")
     expected = pwmcc(*(load_sae(folder).atoms for folder in found))
     assert data["mean_pwmcc"] == pytest.approx(expected, abs=1e-5)
-    assert list(data["nulls"]) == ["ambient", "data", "data_points"]
+    assert list(data["nulls"]) == ["ambient", "data", "data_points", "plane_rotated"]
     code, _, err = run(capsys, "compare", *found, "--model", "add-p113-0")
     assert code == 2
     assert "was trained on model add-p59-0, but the activations are of model add-p113-0" in err
@@ -299,6 +301,22 @@ def test_a_dictionary_that_makes_nan_is_no_dictionary():
     broken = of(atoms, lambda x: torch.full((len(x), N), torch.nan))
     with pytest.raises(HusaiError, match="b: gives codes that are NaN or infinite"):
         compare([of(atoms), broken], ["a", "b"], Samples([x, x], x), draws=2)
+
+
+def test_turning_true_planes_takes_phases_away_and_leaves_what_lies_outside(reference):
+    model, task = reference("add-p59-0")
+    saes = [of(directions(8, 128, 0)) for _ in range(2)]
+    samples = samples_of_model(saes, ["a", "b"], LoadedModel(model, task), "resid_post")
+    assert samples.truth is not None
+    span = samples.truth.union.float()
+    inside = F.normalize(directions(8, span.shape[1], 1) @ span.T, dim=1)
+    outside = F.normalize(directions(8, 128, 1) @ (torch.eye(128) - span @ span.T), dim=1)
+    for atoms, expected in ((inside, False), (outside, True)):
+        pair = [of(atoms, lambda x: x[:, :8]) for _ in range(2)]
+        found = compare(pair, ["a", "b"], samples, draws=3)
+        assert found.measures["pwmcc"].interval.mean == pytest.approx(1, abs=1e-5)
+        for name in ("pwmcc", "shared_fraction", "reappearance"):
+            assert (found.measures[name].nulls["plane_rotated"].mean > 0.99) == expected, name
 
 
 # --- husai conformance ---

@@ -13,29 +13,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, NullScore, adjusted, coded_sampler, sampler
+from husai.analysis.rotated import plane_rotated
 from husai.analysis.stability import activation_matching, stability
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval
 from husai.analysis.verdict import rung_sentence
-from husai.api import read_at
 from husai.errors import HusaiError
 from husai.measure.rows import MIN_P_DRAWS
-from husai.runs import LoadedModel
 from husai.sae.dictionary import PART, Dictionary
+from husai.samples import Samples
 from husai.seeding import generator
-from husai.stores import Store, sample_rows
+from husai.truth.planes import GroundTruth
 
 MATRICES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance")
 SIGNED = ("abstopk",)  # architectures whose codes have signs, so that atoms have none
 ROOM = 1 << 28  # codes kept at once for `activation_matching`
 CODED_DRAWS = 3
 DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are made; beyond, two
-
-
-class Samples(NamedTuple):
-    """sources: what each SAE encodes. x: what all reconstruct, which nulls are drawn from; None if that is not known."""
-
-    sources: list[Float[Tensor, "samples d_in"]]
-    x: Float[Tensor, "samples d_out"] | None
 
 
 @dataclass(frozen=True)
@@ -122,42 +115,6 @@ class Comparison:
         }
 
 
-def samples_of_model(saes: Sequence[Dictionary], names: Sequence[str], model: LoadedModel, hook: str | None) -> Samples:
-    """The grid at the hook, by default the one that the SAEs were trained on.
-
-    Raises HusaiError if SAEs say that they are of another model or hook, or are of another width.
-    """
-    _require_same_of(saes, names, "model_name", model.model.name)
-    read = read_at(model, hook, *saes)
-    x = read.activations.x
-    return Samples([x if source is None else source for source in read.sources], x)
-
-
-def samples_of_store(saes: Sequence[Dictionary], names: Sequence[str], store: Store) -> Samples:
-    """Rows that stand for the store. A transcoder encodes them; what it reconstructs is not known then.
-
-    Raises HusaiError for a damaged store, and as `samples_of_model`.
-    """
-    for key in ("model_name", "hook_name"):
-        if store.of.get(key):
-            _require_same_of(saes, names, key, str(store.of[key]))
-    for sae, name in zip(saes, names, strict=True):
-        if sae.d_in != store.d:
-            raise HusaiError(f"{name}: encodes {sae.d_in} dimensions, but {store.folder} has {store.d}")
-    store.verify()
-    x = sample_rows(store)
-    return Samples([x] * len(saes), None if any(sae.paired for sae in saes) else x)
-
-
-def _require_same_of(saes: Sequence[Dictionary], names: Sequence[str], key: str, wanted: str) -> None:
-    """Compares the last part of names (pythia-70m of EleutherAI/pythia-70m), in any case."""
-    for sae, name in zip(saes, names, strict=True):
-        stated = sae.meta.get(key)
-        if isinstance(stated, str) and stated.rsplit("/", 1)[-1].lower() != wanted.rsplit("/", 1)[-1].lower():
-            what = key.removesuffix("_name")
-            raise HusaiError(f"{name}: was trained on {what} {stated}, but the activations are of {what} {wanted}")
-
-
 class Live(NamedTuple):
     """atoms, encoders: unit rows of live latents, and codes: theirs on the kept samples; None where there are none."""
 
@@ -191,24 +148,21 @@ def compare(
     progress("pairs")
     found = stability(atoms, encoders if len(encoders) == len(live) else None, abs=signed)
     matrices = {name: matrix for name in MATRICES if (matrix := getattr(found, name)) is not None}
-    x = None if samples is None else samples.x
     count = draws or next((count for size, count in DRAWS if max(map(len, atoms)) <= size), 2)
     nulls: dict[str, dict[str, NullScore]] = {name: {} for name in matrices}
     everywhere: dict[str, float] = {}
-    for rung in DRAWN_NULLS if x is not None else DRAWN_NULLS[:1]:
+    for rung, draw in _rungs(live, samples).items():
         progress(f"null {rung}")
-        draw, drawn = sampler(rung, atoms[0] if x is None else x), []
-        for r in range(count):
-            stream = generator(f"null-{rung}", 0, r)
-            own = [draw(len(one), stream) for one in atoms]
-            drawn.append(stability(own, own, abs=signed))
+        streams = [generator(f"null-{rung}", 0, r) for r in range(count)]
+        drawn = [stability(*draw(stream), abs=signed) for stream in streams]
         for name in matrices:
             nulls[name][rung] = NullScore.of(np.stack([_both(getattr(one, name)) for one in drawn]))
         everywhere[rung] = float(np.mean([one.everywhere for one in drawn]))
     measures = {name: Measured(matrix, pair_interval(_both(matrix)), nulls[name]) for name, matrix in matrices.items()}
     if samples is not None and kept is not None:
         progress("activations")
-        measures["activation_matching"] = _activations(live, None if x is None else x[kept], signed, count)
+        x = None if samples.x is None else samples.x[kept]
+        measures["activation_matching"] = _activations(live, x, signed, count)
     return Comparison(
         list(names),
         [str(sae.meta.get("architecture", "")) for sae in saes],
@@ -221,6 +175,34 @@ def compare(
         found.gap,
         _notes(saes, names, live, samples, found.gap),
     )
+
+
+Rung = Callable[[torch.Generator], tuple[list[Tensor], list[Tensor]]]
+
+
+def _rungs(live: Sequence[Live], samples: Samples | None) -> dict[str, Rung]:
+    """By name, what draws the atoms and encoders of S null dictionaries with the observed numbers of live atoms."""
+    x = None if samples is None else samples.x
+
+    def of_directions(name: str) -> Rung:
+        draw = sampler(name, live[0].atoms if x is None else x)
+
+        def rung(stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+            own = [draw(len(one.atoms), stream) for one in live]
+            return own, own  # tied, as SAEs begin
+
+        return rung
+
+    rungs = {name: of_directions(name) for name in (DRAWN_NULLS if x is not None else DRAWN_NULLS[:1])}
+    truth = None if samples is None else samples.truth
+    return rungs if truth is None else rungs | {"plane_rotated": lambda stream: _turned(live, truth, stream)}
+
+
+def _turned(live: Sequence[Live], truth: GroundTruth, stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Every dictionary with its true planes turned by angles of its own, encoders by the same."""
+    rows = [torch.cat([one.atoms, one.atoms if one.encoders is None else one.encoders]) for one in live]
+    turned = [plane_rotated(both, truth, stream).tensor_split(2) for both in rows]
+    return [atoms for atoms, _ in turned], [encoders for _, encoders in turned]
 
 
 def _both(matrix: Float[np.ndarray, "seeds seeds"]) -> Float[np.ndarray, "seeds seeds"]:

@@ -41,11 +41,11 @@ def compare(
     import warnings
 
     from husai.comparison import compare as compare_saes
-    from husai.comparison import samples_of_model, samples_of_store
     from husai.errors import HusaiError
     from husai.runs import load_model
     from husai.sae.formats import sae_folders
     from husai.sae.weights import load_sae
+    from husai.samples import samples_of_model, samples_of_store
     from husai.stores import open_store
 
     if model is not None and shard_dir is not None:
