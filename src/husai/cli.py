@@ -390,6 +390,8 @@ def sae_score(
         rows = {name: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for name, s in found.items()}
         return console.show_json(rows)
     kind, where = opened.meta.get("architecture"), hook or opened.meta.get("hook_name")
+    if opened.paired:
+        where = f"{opened.meta.get('hook_name')} to {hook or opened.meta.get('hook_name_out')}"
     say(f"{sae}: {kind}, {opened.d_sae} latents, on {model} at {where}")
     say("A score says as much as it exceeds the chance levels beside it (docs/method.md).")
     for name, one in found.items():
