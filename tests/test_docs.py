@@ -3,11 +3,13 @@
 import math
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from husai.analysis.conformance import conformance
 from husai.report.results import CellView, SuiteResults
 
 ROOT = Path(__file__).parents[1]
@@ -103,3 +105,20 @@ def test_every_example_of_bringing_ones_own_runs(tmp_path, monkeypatch, capsys):
     records = pd.read_parquet(tmp_path / "results" / "mine" / "records.parquet")
     assert set(records["architecture"]) == {"log_penalty:LogPenalty", "topk"}
     assert set(records[records["architecture"] != "topk"]["sparsity_param"]) == {"coefficient"}
+
+
+def test_the_conformance_table_in_the_docs_is_what_the_code_gives():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SAELens' own imports
+        from sae_lens.synthetic.evals import mean_correlation_coefficient
+
+    report = conformance(mean_correlation_coefficient)
+    section = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split("### Conformance")[1]
+    head, _, *lines = section[section.index("| case |") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    definitions = [cell.strip().replace("`", "") for cell in head.strip("|").split("|")][2:-1]
+    assert definitions == list(report.expected)
+    assert [row[:2] for row in rows] == [[case.name, case.asks] for case in report.cases]
+    columns = [*report.expected.values(), report.found]
+    for i, row in enumerate(rows):
+        assert row[2:] == ["refused" if one[i].error else f"{one[i].value:.3g}".replace("-", "−") for one in columns]

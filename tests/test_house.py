@@ -27,7 +27,7 @@ ROOMS = [
         "capture",
     ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
-    *("suite", "controls", "single", "pipeline", "api", "finished", "cli"),
+    *("suite", "controls", "single", "pipeline", "api", "samples", "finished", "comparison", "commands", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},

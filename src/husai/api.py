@@ -77,7 +77,7 @@ class Read(NamedTuple):
     sources: list[Float[Tensor, "samples d_in"] | None]
 
 
-def _read(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
+def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
     """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
     A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
@@ -165,7 +165,7 @@ def _of_functions(encode: Any, decode: Any, W_dec: Any) -> list[Dictionary]:
 
 def measured(saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None) -> Measurement:
     """All figures of SAEs at one hook of a model, those of each and those over all. Raises as `score`."""
-    read = _read(model, hook, *saes)
+    read = read_at(model, hook, *saes)
     find_truth(read.activations)
     if len({sae.meta.get("hook_name") if sae.paired else None for sae in saes}) > 1:
         raise HusaiError("score: SAEs that encode different activations (transcoders, say) are scored one by one")
@@ -197,7 +197,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
     Nulls: ambient, data, data_points dictionaries of as many atoms. Raises HusaiError for a hook without truth or another
     than the SAE's. (docs/method.md §Recovery)
     """
-    activations, _, (source,) = _read(model, hook, sae)
+    activations, _, (source,) = read_at(model, hook, sae)
     truth, fit = find_truth(activations), evaluate_fit(sae, activations.x, source=source)
     atoms = sae.atoms[fit.live]
     nulls = {}
@@ -220,7 +220,7 @@ def compute_pwmcc(
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
     x = first
     if model is not None:
-        read, names = _read(model, hook, sae1, sae2), DRAWN_NULLS
+        read, names = read_at(model, hook, sae1, sae2), DRAWN_NULLS
         x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
         first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
     nulls, signed = {}, sae1.signed_codes or sae2.signed_codes

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from husai import console
+from husai.commands.compare import compare
+from husai.commands.conformance import conformance
 from husai.console import exits, say
 
 WandbMode = Literal["auto", "online", "offline", "none"]
@@ -27,6 +29,8 @@ sae_app = typer.Typer(help="Train and score sparse autoencoders.", no_args_is_he
 app.add_typer(model_app, name="model")
 app.add_typer(activations_app, name="activations")
 app.add_typer(sae_app, name="sae")
+app.command("compare")(compare)
+app.command("conformance")(conformance)
 
 ModelArg = Annotated[str, typer.Argument(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value settings on top of the config, such as sae.k=8")]

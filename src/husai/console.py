@@ -16,9 +16,9 @@ from husai.errors import HusaiError
 
 P = ParamSpec("P")
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
 BAND_STYLES = {"ok": "green", "acceptable": "yellow", "poor": "magenta", "red": "red"}
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Terminated(BaseException):
@@ -65,14 +65,15 @@ def say(text: str = "", style: str | None = None) -> None:
 
 def show_json(data: object) -> None:
     """JSON on standard output and nothing else; NaN becomes null."""
-    sys.stdout.write(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data with None for NaN, as JSON takes it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value
 
 

@@ -18,6 +18,13 @@ def test_all_rungs_exceeded():
     )
 
 
+def test_ambient_alone_is_said_to_be_what_needs_no_activations():
+    assert (
+        rung_sentence(Interval(0.85, 0.8, 0.9), {"ambient": RUNGS["ambient"]})
+        == "pwmcc 0.850 [0.800, 0.900] exceeds every rung that needs no activations: ambient."
+    )
+
+
 def test_a_rung_with_an_overlapping_interval_is_not_told_apart():
     assert (
         rung_sentence(Interval(0.7, 0.65, 0.75), RUNGS) == "pwmcc 0.700 [0.650, 0.750] exceeds ambient, data; "

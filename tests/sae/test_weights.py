@@ -255,7 +255,10 @@ def test_folders_saved_by_sae_lens_compute_the_same(monkeypatch, sae_lens, x, tm
         if plain:  # read without SAELens
             patched.setattr("husai.sae.weights._through_sae_lens", None)
         equal_outputs(load_sae(tmp_path / "sae"), saved, x, atol=1e-4)
-    assert load_sae(tmp_path / "sae").meta["architecture"] == saved.cfg.architecture()
+    loaded = load_sae(tmp_path / "sae")
+    assert loaded.meta["architecture"] == saved.cfg.architecture()
+    assert loaded.W_enc is not None
+    torch.testing.assert_close(loaded.W_enc, saved.W_enc.detach().T)
 
 
 @pytest.mark.parametrize("name", ["Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"])

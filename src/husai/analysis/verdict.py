@@ -18,7 +18,8 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)
 
-    drawn = "" if "surrogate_trained" in rungs else " that needs no training"
+    alone = " that needs no activations" if set(rungs) == {"ambient"} else " that needs no training"
+    drawn = "" if "surrogate_trained" in rungs else alone
     every = f"every rung{drawn}: " if len(above) == len(names) else ""
     parts = [f"exceeds {every}{', '.join(above)}" if above else "exceeds no rung"]
     parts += [f"is not told apart from {listed(level)}"] if level else []

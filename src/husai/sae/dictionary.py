@@ -1,7 +1,7 @@
 """The `Dictionary` every score takes, and the ensemble that training returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Dictionary:
     what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
     signed_codes: whether codes may be negative, so that an atom's sign means nothing. skip: (n, d_in) activations to what a
     skip connection makes of them. d_source: width of what is encoded, of a transcoder, which reconstructs another activation;
-    None: what is reconstructed is what is encoded.
+    None: what is reconstructed is what is encoded. W_enc: encoder directions as rows; None where an encoder is no matrix.
     """
 
     W_dec: Float[Tensor, "d_sae d_out"]
@@ -38,6 +38,7 @@ class Dictionary:
     signed_codes: bool = False
     skip: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]] | None = None
     d_source: int | None = None
+    W_enc: Float[Tensor, "d_sae d_in"] | None = None
 
     def reconstruct(
         self, x: Float[Tensor, "n d_in"], codes: Float[Tensor, "n d_sae"] | None = None
@@ -125,7 +126,8 @@ def as_dictionary(
     config = architecture.config
     d_source = params.W_enc.shape[1] if config.paired else None
     skipped = skip if config.skip else None
-    made = Dictionary(params.W_dec[0], encode, decode, meta, config.signed_codes, skipped, d_source)
+    known = (config.signed_codes, skipped, d_source, params.W_enc[0].T)
+    made = Dictionary(params.W_dec[0], encode, decode, meta, *known)
     return rescaling(made) if constant_norm else made
 
 
@@ -153,7 +155,9 @@ def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
 
     d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
     signed = meta.get("architecture") == "abstopk"
-    return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source)
+    encoder: Tensor | None = getattr(sae, "W_enc", None)
+    W_enc = None if encoder is None or encoder.ndim != 2 else encoder.detach().float().T
+    return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source, W_enc)
 
 
 def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
@@ -170,7 +174,7 @@ def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
     def decode(codes: Tensor) -> Tensor:
         return inner.decode(codes) / scale + mean
 
-    return Dictionary(inner.W_dec / scale, encode, decode, inner.meta, inner.signed_codes)
+    return replace(inner, W_dec=inner.W_dec / scale, encode=encode, decode=decode)
 
 
 def rescaling(inner: Dictionary) -> Dictionary:
@@ -194,7 +198,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta, signed_codes=inner.signed_codes)
+    return replace(inner, encode=encode, decode=decode)
 
 
 def finished(

@@ -1,7 +1,6 @@
-"""SAEs on disk: SAELens folders, written and read. No pickle is ever involved."""
+"""SAEs on disk: SAELens folders, written and read; folders of other formats, read. No pickle is ever executed."""
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,15 @@ from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary, behind, of_sae_lens
+from husai.sae.foreign import load_dictionary_learning, load_sparsify
+from husai.sae.formats import DICTIONARY_LEARNING, SAE_LENS, SPARSIFY, format_of, require_finite
 from husai.sae.params import Params
 from husai.sae.registered import Registered, Saved
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS = SAE_LENS.config, SAE_LENS.weights
 NORMALISER = "husai_normaliser"  # metadata: what inputs go through first, where the weights could not take it in
 CONSTANT_NORM = "constant_norm_rescale"  # SAELens' name for samples that are each scaled to norm √d
+OTHERS = {SPARSIFY: load_sparsify, DICTIONARY_LEARNING: load_dictionary_learning}
 READ = {kind.saelens: name for name, kind in reversed(ARCHITECTURES.items())}  # SAELens' names, as ours
 
 
@@ -98,12 +100,14 @@ def _normaliser(note: Any, where: Path, d_in: int) -> Normaliser | None:
 
 
 def load_sae(folder: str | Path) -> Dictionary:
-    """Open a SAELens folder as a Dictionary, whoever wrote it.
+    """Open a folder of SAELens, sparsify or dictionary_learning as a Dictionary, whoever wrote it.
 
     Architectures that are trained here are read directly if their settings are plain; every other architecture or setting
     goes through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated or of unknown architecture.
     """
     folder = Path(folder)
+    if read := OTHERS.get(format_of(folder)):
+        return read(folder)
     config = _read_config(folder)
     normaliser = _normaliser(config["metadata"].get(NORMALISER), folder / CONFIG, config["d_in"])
     return behind(normaliser, _load(folder, config))
@@ -139,7 +143,7 @@ def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
             raise HusaiError(
                 f"{folder / WEIGHTS}: {name} has shape {tuple(value.shape)}; {CONFIG} says {tuple(shapes[name])}"
             )
-    _require_finite(found, folder)
+    require_finite(found, folder / WEIGHTS)
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
     known: dict[str, object] = {"architecture": architecture.config.architecture}
@@ -151,14 +155,6 @@ def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
 def _kind(config: dict[str, Any]) -> type[BaseSAEConfig] | None:
     """The config of what SAELens' architecture is here; None for one that is not trained here."""
     return SAE_CONFIGS.get(READ.get(str(config.get("architecture")), ""))
-
-
-def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise HusaiError(
-                f"{folder / WEIGHTS}: {name} holds NaN or infinity; its training diverged or the file is damaged"
-            )
 
 
 def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> dict[str, torch.Size]:
@@ -220,5 +216,5 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         sae = sae_lens.SAE.load_from_disk(folder)
     except Exception as error:  # SAELens raises many kinds; all mean that this folder cannot be opened
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
-    _require_finite(sae.state_dict(), folder)
+    require_finite(sae.state_dict(), folder / WEIGHTS)
     return of_sae_lens(sae, meta)

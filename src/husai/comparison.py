@@ -1,0 +1,298 @@
+"""How far any SAEs agree, whoever trained them: every measure of stability beside its chance levels. (docs/method.md)"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise, takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, NullScore, adjusted, coded_sampler, sampler
+from husai.analysis.rotated import plane_rotated
+from husai.analysis.stability import activation_matching, stability
+from husai.analysis.stats import Interval, monte_carlo_p, pair_interval
+from husai.analysis.verdict import rung_sentence
+from husai.errors import HusaiError
+from husai.measure.rows import MIN_P_DRAWS
+from husai.sae.dictionary import PART, Dictionary
+from husai.samples import Samples
+from husai.seeding import generator
+from husai.truth.planes import GroundTruth
+
+MATRICES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance")
+SIGNED = ("abstopk",)  # architectures whose codes have signs, so that atoms have none
+ROOM = 1 << 28  # codes kept at once for `activation_matching`
+CODED_DRAWS = 3
+DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are made; beyond, two
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of all pairs; `interval` is of their mean, a directed matrix averaged over both directions."""
+
+    matrix: Float[np.ndarray, "seeds seeds"]
+    interval: Interval
+    nulls: dict[str, NullScore]
+
+    @property
+    def adjusted(self) -> dict[str, Interval | None]:
+        """(score − null) / (1 − null), pair by pair; None where the null of a pair is above .9."""
+        found = {name: adjusted(_both(self.matrix), null.pairs) for name, null in self.nulls.items()}
+        return {name: None if matrix is None else pair_interval(matrix) for name, matrix in found.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        nulls = {
+            name: {
+                "mean": null.mean,
+                "low": null.low,
+                "high": null.high,
+                "draws": len(null.draws),
+                **({"p": monte_carlo_p(self.interval.mean, null.draws)} if len(null.draws) >= MIN_P_DRAWS else {}),
+            }
+            for name, null in self.nulls.items()
+        }
+        rescaled = {name: None if found is None else found._asdict() for name, found in self.adjusted.items()}
+        return {**self.interval._asdict(), "nulls": nulls, "adjusted": rescaled}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """S SAEs pair by pair.
+
+    n_live: atoms that were compared, of d_sae. counts: for every such atom, in how many other SAEs it reappears.
+    everywhere: mean share of atoms that reappear in all others; everywhere_nulls: the same of null dictionaries. gap: what
+    the best matching's pwmcc may exceed that of the one found by; 0 where it is exact. notes: what was left out, and why.
+    """
+
+    names: list[str]
+    kinds: list[str]
+    d_sae: list[int]
+    n_live: list[int]
+    measures: dict[str, Measured]
+    counts: tuple[Int[np.ndarray, "n"], ...]
+    everywhere: float
+    everywhere_nulls: dict[str, float]
+    gap: Float[np.ndarray, "seeds seeds"]
+    notes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names without the folders that all of them lie in."""
+        paths = [Path(name) for name in self.names]
+        levels = zip(*(path.parts[:-1] for path in paths), strict=False)
+        common = len(list(takewhile(lambda parts: len({*parts}) == 1, levels)))
+        return [str(Path(*path.parts[common:])) for path in paths]
+
+    @property
+    def sentence(self) -> str:
+        """Which rungs of the ladder pwmcc exceeds."""
+        found = self.measures["pwmcc"]
+        rungs = {name: Interval(null.mean, null.low, null.high) for name, null in found.nulls.items()}
+        return rung_sentence(found.interval, rungs)
+
+    def to_json(self) -> dict[str, Any]:
+        pwmcc = self.measures["pwmcc"]
+        size = len(self.names)
+        return {
+            "saes": self.names,
+            "d_sae": self.d_sae,
+            "n_live": self.n_live,
+            **{name: found.matrix.tolist() for name, found in self.measures.items()},
+            "mean_pwmcc": pwmcc.interval.mean,
+            "nulls": {name: null.mean for name, null in pwmcc.nulls.items()},
+            "adjusted": {name: found and found.mean for name, found in pwmcc.adjusted.items()},
+            "measures": {name: found.to_json() for name, found in self.measures.items()},
+            "reappearance_counts": [np.bincount(count, minlength=size).tolist() for count in self.counts],
+            "reappear_in_all": {"value": self.everywhere, "nulls": self.everywhere_nulls},
+            "gap": self.gap.tolist(),
+            "sentence": self.sentence,
+            "notes": self.notes,
+        }
+
+
+class Live(NamedTuple):
+    """atoms, encoders: unit rows of live latents, and codes: theirs on the kept samples; None where there are none."""
+
+    atoms: Float[Tensor, "n d_out"]
+    encoders: Float[Tensor, "n d_in"] | None
+    codes: Float[Tensor, "kept n"] | None
+    l0: float
+
+
+def compare(
+    saes: Sequence[Dictionary],
+    names: Sequence[str],
+    samples: Samples | None = None,
+    *,
+    draws: int | None = None,
+    progress: Callable[[str], object] = lambda _: None,
+) -> Comparison:
+    """Every measure of stability of at least two SAEs of one width d, however many atoms they have.
+
+    samples: without them dead latents cannot be told, and the only null is `ambient`. draws: of every null; by default 100
+    up to 256 live atoms, 20 up to 1024, else 2. progress is told what begins. Raises HusaiError for fewer than two SAEs,
+    other widths, and an SAE without any live atom.
+    """
+    _require_alike(saes, names)
+    kept = None if samples is None else _kept(len(samples.sources[0]), sum(sae.d_sae for sae in saes))
+    progress("live atoms")
+    sources = [None] * len(saes) if samples is None else samples.sources
+    live = [_live(sae, name, x, kept) for sae, name, x in zip(saes, names, sources, strict=True)]
+    signed = any(sae.meta.get("architecture") in SIGNED for sae in saes)
+    atoms, encoders = [one.atoms for one in live], [one.encoders for one in live if one.encoders is not None]
+    progress("pairs")
+    found = stability(atoms, encoders if len(encoders) == len(live) else None, abs=signed)
+    matrices = {name: matrix for name in MATRICES if (matrix := getattr(found, name)) is not None}
+    count = draws or next((count for size, count in DRAWS if max(map(len, atoms)) <= size), 2)
+    nulls: dict[str, dict[str, NullScore]] = {name: {} for name in matrices}
+    everywhere: dict[str, float] = {}
+    for rung, draw in _rungs(live, samples).items():
+        progress(f"null {rung}")
+        streams = [generator(f"null-{rung}", 0, r) for r in range(count)]
+        drawn = [stability(*draw(stream), abs=signed) for stream in streams]
+        for name in matrices:
+            nulls[name][rung] = NullScore.of(np.stack([_both(getattr(one, name)) for one in drawn]))
+        everywhere[rung] = float(np.mean([one.everywhere for one in drawn]))
+    measures = {name: Measured(matrix, pair_interval(_both(matrix)), nulls[name]) for name, matrix in matrices.items()}
+    if samples is not None and kept is not None:
+        progress("activations")
+        x = None if samples.x is None else samples.x[kept]
+        measures["activation_matching"] = _activations(live, x, signed, count)
+    return Comparison(
+        list(names),
+        [str(sae.meta.get("architecture", "")) for sae in saes],
+        [sae.d_sae for sae in saes],
+        [len(one) for one in atoms],
+        measures,
+        found.counts,
+        float(found.everywhere.mean()),
+        everywhere,
+        found.gap,
+        _notes(saes, names, live, samples, found.gap),
+    )
+
+
+Rung = Callable[[torch.Generator], tuple[list[Tensor], list[Tensor]]]
+
+
+def _rungs(live: Sequence[Live], samples: Samples | None) -> dict[str, Rung]:
+    """By name, what draws the atoms and encoders of S null dictionaries with the observed numbers of live atoms."""
+    x = None if samples is None else samples.x
+
+    def of_directions(name: str) -> Rung:
+        draw = sampler(name, live[0].atoms if x is None else x)
+
+        def rung(stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+            own = [draw(len(one.atoms), stream) for one in live]
+            return own, own  # tied, as SAEs begin
+
+        return rung
+
+    rungs = {name: of_directions(name) for name in (DRAWN_NULLS if x is not None else DRAWN_NULLS[:1])}
+    truth = None if samples is None else samples.truth
+    return rungs if truth is None else rungs | {"plane_rotated": lambda stream: _turned(live, truth, stream)}
+
+
+def _turned(live: Sequence[Live], truth: GroundTruth, stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Every dictionary with its true planes turned by angles of its own, encoders by the same."""
+    rows = [torch.cat([one.atoms, one.atoms if one.encoders is None else one.encoders]) for one in live]
+    turned = [plane_rotated(both, truth, stream).tensor_split(2) for both in rows]
+    return [atoms for atoms, _ in turned], [encoders for _, encoders in turned]
+
+
+def _both(matrix: Float[np.ndarray, "seeds seeds"]) -> Float[np.ndarray, "seeds seeds"]:
+    """The mean of both directions."""
+    return (matrix + matrix.T) / 2
+
+
+def _require_alike(saes: Sequence[Dictionary], names: Sequence[str]) -> None:
+    if len(saes) < 2:
+        raise HusaiError(f"compare: needs at least 2 SAEs, and 3 for an interval; got {len(saes)}")
+    for (sae, name), (other, beside) in pairwise(zip(saes, names, strict=True)):
+        if sae.d_out != other.d_out:
+            raise HusaiError(
+                f"{beside}: its atoms have {other.d_out} dimensions, but those of {name} have {sae.d_out}; only SAEs of the "
+                "same activations can be compared"
+            )
+
+
+def _kept(rows: int, atoms: int) -> Int[Tensor, "kept"]:
+    """Evenly spaced samples, as many as there is room for the codes of."""
+    count = min(rows, max(2, ROOM // atoms))
+    return torch.linspace(0, rows - 1, count, dtype=torch.float64).round().long()
+
+
+def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> Live:
+    """Raises HusaiError if no latent is live, or for NaN among the samples or codes."""
+    alive, codes, l0 = sae.W_dec.norm(dim=1) > 0, None, 0.0
+    if not bool(alive.any()):
+        raise HusaiError(f"{name}: all its atoms are dead; every decoder row is 0")
+    if x is not None and kept is not None:
+        if not bool(x.isfinite().all()):
+            raise HusaiError(f"{name}: cannot be run on activations that hold NaN or infinity")
+        fires, some, active = torch.zeros(sae.d_sae, dtype=torch.bool), [], 0
+        for start in range(0, len(x), PART):
+            part = sae.encode(x[start : start + PART])
+            if not bool(part.isfinite().all()):
+                raise HusaiError(f"{name}: gives codes that are NaN or infinite")
+            fires |= (part != 0).any(0)
+            active += int((part != 0).sum())
+            some.append(part[kept[(kept >= start) & (kept < start + PART)] - start])
+        alive = alive & fires
+        if not bool(alive.any()):
+            raise HusaiError(f"{name}: all its atoms are dead; none fires on any of the {len(x)} activations")
+        codes, l0 = torch.cat(some)[:, alive], active / len(x)
+    encoders = None if sae.W_enc is None else F.normalize(sae.W_enc.float(), dim=1)[alive]
+    return Live(sae.atoms[alive], encoders, codes, l0)
+
+
+def _activations(live: Sequence[Live], x: Tensor | None, signed: bool, draws: int) -> Measured:
+    """Correlations of codes, beside those of null dictionaries that have something to say of every sample."""
+
+    def matrix(codes: Sequence[Tensor]) -> Float[np.ndarray, "seeds seeds"]:
+        found = np.eye(len(codes))
+        for i, j in combinations(range(len(codes)), 2):
+            found[i, j] = found[j, i] = activation_matching(codes[i], codes[j], abs=signed).mean
+        return found
+
+    observed = matrix([one.codes for one in live if one.codes is not None])
+    l0, nulls = float(np.mean([one.l0 for one in live])), {}
+    for null in CODED_NULLS if x is not None else ():
+        assert x is not None
+        draw, drawn = coded_sampler(null, x, l0), []
+        for r in range(min(draws, CODED_DRAWS)):
+            stream = generator(f"null-{null}", 0, r)
+            drawn.append(matrix([draw(len(one.atoms), stream).codes for one in live]))
+        nulls[null] = NullScore.of(np.stack(drawn))
+    return Measured(observed, pair_interval(observed), nulls)
+
+
+def _notes(
+    saes: Sequence[Dictionary],
+    names: Sequence[str],
+    live: Sequence[Live],
+    samples: Samples | None,
+    gap: Float[np.ndarray, "seeds seeds"],
+) -> list[str]:
+    notes = []
+    if samples is None:
+        notes.append(
+            "Without activations dead atoms cannot be told (only rows of zeros are left out), and no null but ambient can be "
+            "drawn, which any shared covariance exceeds; --model or --shard-dir gives them."
+        )
+    elif samples.x is None:
+        notes.append("What a transcoder reconstructs is not in the store, so no null but ambient can be drawn.")
+    if without := [name for name, one in zip(names, live, strict=True) if one.encoders is None]:
+        notes.append(f"shared_fraction is left out: {', '.join(without)} has no encoder matrix.")
+    for key in ("model_name", "hook_name"):
+        stated = {str(sae.meta[key]) for sae in saes if sae.meta.get(key)}
+        if len(stated) > 1:
+            notes.append(f"The SAEs name different {key.replace('_name', 's')}: {', '.join(sorted(stated))}.")
+    if float(gap.max()) > 0:
+        notes.append(f"Matched with a certificate: the best matching's pwmcc is larger by at most {gap.max():.1e}.")
+    return notes

@@ -1,0 +1,373 @@
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from husai.activations import extract
+from husai.analysis.matching import max_cosine, pwmcc
+from husai.cli import main
+from husai.comparison import compare
+from husai.errors import HusaiError
+from husai.runs import LoadedModel
+from husai.sae.dictionary import Dictionary
+from husai.sae.weights import load_sae
+from husai.samples import Samples, samples_of_model
+from husai.seeding import generator
+from husai.stores import StoreWriter
+
+N, D = 12, 16
+
+
+def directions(n: int, d: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, d, generator=generator("test-comparison", seed)), dim=1)
+
+
+def sparsify(folder: Path, W_dec: torch.Tensor, W_enc: torch.Tensor | None = None, **config: object) -> Path:
+    folder.mkdir(parents=True)
+    n, d = W_dec.shape
+    tensors = {"encoder.weight": W_dec if W_enc is None else W_enc, "encoder.bias": torch.zeros(n), "W_dec": W_dec}
+    save_file(
+        {**{name: value.clone() for name, value in tensors.items()}, "b_dec": torch.zeros(d)},
+        folder / "sae.safetensors",
+    )
+    (folder / "cfg.json").write_text(json.dumps({"activation": "topk", "k": 2, "num_latents": n, "d_in": d} | config))
+    return folder
+
+
+def dictionary_learning(folder: Path, W_dec: torch.Tensor) -> Path:
+    folder.mkdir(parents=True)
+    n, d = W_dec.shape
+    state = {"encoder.weight": W_dec, "encoder.bias": torch.zeros(n), "decoder.weight": W_dec.T, "bias": torch.zeros(d)}
+    torch.save(state, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder"}}))
+    return folder
+
+
+def sae_lens(folder: Path, W_dec: torch.Tensor, **metadata: object) -> Path:
+    folder.mkdir(parents=True)
+    n, d = W_dec.shape
+    tensors = {"W_enc": W_dec.T.contiguous(), "b_enc": torch.zeros(n), "W_dec": W_dec.clone(), "b_dec": torch.zeros(d)}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    config = {"architecture": "standard", "d_in": d, "d_sae": n, "metadata": metadata}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+def store(folder: Path, x: torch.Tensor, **of: str) -> Path:
+    with StoreWriter(folder, dict(of)) as writer:
+        writer.append(x)
+    return folder
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def of(atoms: torch.Tensor, codes=None) -> Dictionary:
+    """A dictionary of those decoder rows, tied unless `codes` is a function of x."""
+    encode = codes or (lambda x: (x @ atoms.T).relu())
+    return Dictionary(atoms, encode, lambda f: f @ atoms, {}, W_enc=atoms)
+
+
+# --- the command ---
+
+
+def test_one_dictionary_in_three_formats_agrees_wholly_in_any_order_and_at_any_length(tmp_path, capsys):
+    atoms = directions(N, D, 0)
+    longer, order = torch.linspace(0.5, 3, N)[:, None], torch.randperm(N, generator=generator("test-order"))
+    folders = [
+        sae_lens(tmp_path / "a", atoms),
+        sparsify(tmp_path / "b", atoms[order]),
+        dictionary_learning(tmp_path / "c", longer * atoms),
+    ]
+    code, out, err = run(capsys, "compare", *folders, "--json", "--draws", 20, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert {"saes", "n_live", "pwmcc", "max_cosine", "shared_fraction", "reappearance", "mean_pwmcc", "nulls"} <= set(
+        data
+    )
+    assert data["saes"] == [str(folder) for folder in folders]
+    assert data["n_live"] == [N, N, N]
+    for name in ("pwmcc", "max_cosine", "shared_fraction", "reappearance"):
+        np.testing.assert_allclose(data[name], np.ones((3, 3)), atol=1e-5)
+    assert data["reappearance_counts"] == [[0, 0, N]] * 3
+    assert list(data["nulls"]) == ["ambient"]
+    assert data["nulls"]["ambient"] < 0.6 < data["adjusted"]["ambient"]
+    assert data["measures"]["pwmcc"]["nulls"]["ambient"]["p"] == pytest.approx(1 / 21)
+    assert "exceeds every rung that needs no activations: ambient" in data["sentence"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == data
+    rows = list(csv.reader((tmp_path / "out" / "matrix.csv").read_text().splitlines()))
+    assert rows[0] == ["sae", *data["saes"]]
+    assert [[float(value) for value in row[1:]] for row in rows[1:]] == data["pwmcc"]
+    assert len((tmp_path / "out" / "atoms.csv").read_text().splitlines()) == 1 + 3 * N
+    assert (tmp_path / "out" / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "matrix.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_folder_stands_for_its_seeds_and_the_table_says_what_it_means(tmp_path, capsys):
+    for seed in range(3):
+        sparsify(tmp_path / "run" / f"seed-{seed}-{seed}", directions(N + seed, D, seed))
+    code, out, _ = run(capsys, "compare", tmp_path / "run", "--draws", 20)
+    assert code == 0
+    assert [line.split()[:5] for line in out.splitlines() if "seed-" in line] == [
+        [str(seed), f"seed-{seed}-{seed}", "topk", str(N + seed), str(N + seed)] for seed in range(3)
+    ]
+    assert "is not told apart from ambient" in " ".join(out.split())
+    assert "dead atoms cannot be told" in out
+
+
+def test_rows_of_zeros_are_left_out_and_two_saes_have_no_interval(tmp_path, capsys):
+    atoms = directions(N, D, 0)
+    one = sparsify(tmp_path / "a", torch.cat([atoms, torch.zeros(3, D)]))
+    two = sparsify(tmp_path / "b", atoms[:8])
+    code, out, _ = run(capsys, "compare", one, two, "--json", "--draws", 2)
+    data = json.loads(out)
+    assert code == 0
+    assert (data["d_sae"], data["n_live"]) == ([15, 8], [12, 8])
+    assert data["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
+    assert data["reappearance"] == [[1, pytest.approx(8 / 12)], [1, 1]]
+    assert data["measures"]["pwmcc"]["low"] is None
+    assert "fewer than 3 seeds" in data["sentence"]
+
+
+def test_activations_tell_dead_atoms_and_draw_all_nulls(tmp_path, capsys):
+    """Half of the atoms point away from all samples, so they never fire; the other half is the same in both."""
+    basis = torch.eye(D)
+    x = torch.rand(300, 8, generator=generator("test-x")) @ basis[:8]
+    one = sparsify(tmp_path / "a", torch.cat([basis[:8], -basis[:4]]))
+    two = sparsify(tmp_path / "b", torch.cat([-basis[4:8], basis[:8].flip(0)]))
+    samples = store(tmp_path / "x", x, model_name="toy")
+    code, out, _ = run(capsys, "compare", one, two, "--shard-dir", samples, "--json", "--draws", 5)
+    data = json.loads(out)
+    assert code == 0
+    assert data["n_live"] == [8, 8]
+    assert data["mean_pwmcc"] == pytest.approx(1)
+    assert data["activation_matching"][0][1] == pytest.approx(1, abs=1e-5)
+    assert list(data["nulls"]) == ["ambient", "data", "data_points"]
+    assert set(data["measures"]["activation_matching"]["nulls"]) >= {"ambient_relu", "data_points_top_k"}
+    assert data["nulls"]["ambient"] < data["nulls"]["data"]  # samples fill 8 of 16 dimensions
+    assert data["notes"] == []
+    without = json.loads(run(capsys, "compare", one, two, "--json", "--draws", 2)[1])
+    assert without["n_live"] == [12, 12]
+    assert "activation_matching" not in without
+    assert len(without["notes"]) == 1
+
+
+def test_a_models_grid_gives_activations_at_the_hook_that_the_saes_name(tmp_path, capsys, reference):
+    model, task = reference("add-p59-0")
+    x = extract(model, task, "mlp_out").x
+    found = []
+    for seed in (0, 1):
+        rows = x[torch.randperm(len(x), generator=generator("test-rows", seed))[:10]] - x.mean(0)
+        found.append(sae_lens(tmp_path / str(seed), rows, hook_name="blocks.0.hook_mlp_out", model_name="add-p59-0"))
+    code, out, err = run(capsys, "compare", *found, "--model", "add-p59-0", "--json", "--draws", 3)
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    expected = pwmcc(*(load_sae(folder).atoms for folder in found))
+    assert data["mean_pwmcc"] == pytest.approx(expected, abs=1e-5)
+    assert list(data["nulls"]) == ["ambient", "data", "data_points", "plane_rotated"]
+    code, _, err = run(capsys, "compare", *found, "--model", "add-p113-0")
+    assert code == 2
+    assert "was trained on model add-p59-0, but the activations are of model add-p113-0" in err
+    code, _, err = run(capsys, "compare", *found, "--model", "add-p59-0", "--hook", "resid_post")
+    assert code == 2
+    assert "the SAEs were trained on blocks.0.hook_mlp_out" in err
+
+
+def failing(capsys, *arguments: object) -> str:
+    """The one line that bad input prints."""
+    code, out, err = run(capsys, "compare", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_bad_input_ends_in_one_sentence(tmp_path, capsys):
+    good, other = sparsify(tmp_path / "good", directions(N, D, 0)), sparsify(tmp_path / "other", directions(N, D, 1))
+    narrow = sparsify(tmp_path / "narrow", directions(N, 8, 0))
+    assert "needs at least 2 SAEs, and 3 for an interval; got 1" in failing(capsys, good)
+    said = failing(capsys, good, narrow)
+    assert "narrow: its atoms have 8 dimensions" in said
+    assert "good have 16" in said
+    dead = sparsify(tmp_path / "dead", torch.zeros(N, D))
+    assert "dead: all its atoms are dead; every decoder row is 0" in failing(capsys, good, dead)
+    broken = sparsify(tmp_path / "broken", torch.full((N, D), torch.nan), directions(N, D, 0))
+    assert "W_dec holds NaN or infinity" in failing(capsys, good, broken)
+    assert "is named twice" in failing(capsys, good, good)
+    assert "is not a SAELens folder" in failing(capsys, good, tmp_path / "nowhere")
+    assert "not from both" in failing(capsys, good, other, "--model", "add-p59-0", "--shard-dir", tmp_path)
+    assert "there is none" in failing(capsys, good, other, "--hook", "resid_post")
+    wide = store(tmp_path / "wide", torch.randn(9, 20, generator=generator("test-x")))
+    assert "good: encodes 16 dimensions, but" in failing(capsys, good, other, "--shard-dir", wide)
+    zeros = store(tmp_path / "zeros", torch.zeros(9, D))
+    assert "none fires on any of the 9 activations" in failing(capsys, good, other, "--shard-dir", zeros)
+    x = torch.randn(9, D, generator=generator("test-x"))
+    foreign = store(tmp_path / "foreign", x, model_name="gpt2")
+    named = [sae_lens(tmp_path / str(i), directions(N, D, i), model_name="EleutherAI/pythia-70m") for i in (0, 1)]
+    said = failing(capsys, *named, "--shard-dir", foreign)
+    assert "was trained on model EleutherAI/pythia-70m, but the activations are of model gpt2" in said
+    x[3, 3] = torch.nan
+    damaged = store(tmp_path / "damaged", x)
+    assert "row 3 holds NaN" in failing(capsys, good, other, "--shard-dir", damaged)
+    assert "has 128 dimensions" in failing(capsys, good, other, "--model", "add-p59-0")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the numbers ---
+
+
+def test_matrices_are_those_of_the_definitions_and_their_intervals_of_the_jackknife():
+    atoms = [directions(N + seed, 4, seed) for seed in range(4)]
+    found = compare([of(one) for one in atoms], list("abcd"), draws=2)
+    for i in range(4):
+        for j in range(i):
+            assert found.measures["pwmcc"].matrix[i, j] == pytest.approx(pwmcc(atoms[i], atoms[j]))
+            assert found.measures["max_cosine"].matrix[j, i] == pytest.approx(max_cosine(atoms[i], atoms[j]))
+    interval = found.measures["reappearance"].interval
+    matrix = found.measures["reappearance"].matrix
+    assert interval.mean == pytest.approx(matrix[~np.eye(4, dtype=bool)].mean())  # both directions count
+    assert interval.low < interval.mean < interval.high
+    assert found.everywhere == pytest.approx(np.mean([(count == 3).mean() for count in found.counts]))
+
+
+def test_dictionaries_drawn_as_a_null_score_as_it_does_in_every_measure():
+    """In three dimensions random atoms often come close, so that no measure is 0; how often depends on their numbers."""
+    saes = [of(directions(10 + 15 * seed, 3, seed)) for seed in range(5)]
+    found = compare(saes, list("abcde"), draws=40)
+    for name in ("pwmcc", "max_cosine", "shared_fraction", "reappearance"):
+        null = found.measures[name].nulls["ambient"]
+        assert null.mean > 0.3
+        assert null.low - 0.02 < found.measures[name].interval.mean < null.high + 0.02, name
+    assert found.everywhere == pytest.approx(found.everywhere_nulls["ambient"], abs=0.05)
+    assert "not told apart from ambient" in found.sentence
+
+
+def test_untied_encoders_of_their_own_take_shared_fraction_away_but_nothing_else():
+    atoms = directions(N, D, 0)
+    random = [Dictionary(atoms, of(atoms).encode, of(atoms).decode, {}, W_enc=directions(N, D, s)) for s in (1, 2, 3)]
+    found = compare(random, list("abc"), draws=2)
+    assert found.measures["shared_fraction"].interval.mean == 0
+    assert found.measures["pwmcc"].interval.mean == pytest.approx(1)
+    none = [Dictionary(atoms, of(atoms).encode, of(atoms).decode) for _ in range(2)]
+    found = compare([random[0], *none], ["a", "b", "c"], draws=2)
+    assert "shared_fraction" not in found.measures
+    assert found.notes[-1] == "shared_fraction is left out: b, c has no encoder matrix."
+
+
+def test_codes_may_agree_where_decoders_do_not_and_shuffled_samples_take_that_away():
+    x = torch.rand(400, D, generator=generator("test-x"))
+    A, B = directions(N, D, 1), directions(N, D, 2)
+    same = [of(A), of(B, lambda x: (x @ A.T).relu())]  # B writes elsewhere what A reads
+    found = compare(same, ["a", "b"], Samples([x, x], x), draws=2)
+    codes = found.measures["activation_matching"]
+    assert codes.interval.mean == pytest.approx(1, abs=1e-4)
+    assert found.measures["pwmcc"].interval.mean < 0.5
+    shuffled = x[torch.randperm(400, generator=generator("test-shuffle"))]
+    apart = compare(same, ["a", "b"], Samples([x, shuffled], x), draws=2).measures["activation_matching"]
+    assert apart.interval.mean < 0.3
+    assert codes.nulls["ambient_relu"].mean < 0.9
+
+
+def test_signs_of_atoms_do_not_count_where_codes_have_signs():
+    atoms = directions(N, D, 0)
+    pair = [Dictionary(rows, of(rows).encode, of(rows).decode, {"architecture": "abstopk"}) for rows in (atoms, -atoms)]
+    assert compare(pair, ["a", "b"], draws=2).measures["pwmcc"].interval.mean == pytest.approx(1)
+    unsigned = [Dictionary(one.W_dec, one.encode, one.decode) for one in pair]
+    assert compare(unsigned, ["a", "b"], draws=2).measures["pwmcc"].interval.mean < 0.7
+
+
+def test_a_transcoder_on_a_store_has_live_atoms_but_no_null_of_data(tmp_path):
+    x = torch.rand(50, D, generator=generator("test-x"))
+    folders = [sparsify(tmp_path / str(s), directions(N, D, s), torch.eye(D)[:N], transcode=True) for s in (0, 1)]
+    found = compare([load_sae(folder) for folder in folders], ["a", "b"], Samples([x, x], None), draws=2)
+    assert list(found.measures["pwmcc"].nulls) == ["ambient"]
+    assert found.measures["activation_matching"].interval.mean == pytest.approx(1)
+    assert "transcoder" in found.notes[0]
+
+
+def test_a_dictionary_that_makes_nan_is_no_dictionary():
+    atoms = directions(N, D, 0)
+    x = torch.rand(9, D, generator=generator("test-x"))
+    broken = of(atoms, lambda x: torch.full((len(x), N), torch.nan))
+    with pytest.raises(HusaiError, match="b: gives codes that are NaN or infinite"):
+        compare([of(atoms), broken], ["a", "b"], Samples([x, x], x), draws=2)
+
+
+def test_turning_true_planes_takes_phases_away_and_leaves_what_lies_outside(reference):
+    model, task = reference("add-p59-0")
+    saes = [of(directions(8, 128, 0)) for _ in range(2)]
+    samples = samples_of_model(saes, ["a", "b"], LoadedModel(model, task), "resid_post")
+    assert samples.truth is not None
+    span = samples.truth.union.float()
+    inside = F.normalize(directions(8, span.shape[1], 1) @ span.T, dim=1)
+    outside = F.normalize(directions(8, 128, 1) @ (torch.eye(128) - span @ span.T), dim=1)
+    for atoms, expected in ((inside, False), (outside, True)):
+        pair = [of(atoms, lambda x: x[:, :8]) for _ in range(2)]
+        found = compare(pair, ["a", "b"], samples, draws=3)
+        assert found.measures["pwmcc"].interval.mean == pytest.approx(1, abs=1e-5)
+        for name in ("pwmcc", "shared_fraction", "reappearance"):
+            assert (found.measures[name].nulls["plane_rotated"].mean > 0.99) == expected, name
+
+
+# --- husai conformance ---
+
+
+@pytest.fixture
+def measures(tmp_path, monkeypatch) -> None:
+    """A module `measures` of somebody else in the current folder."""
+    (tmp_path / "measures.py").write_text(
+        "from husai.analysis.conformance import DEFINITIONS\n"
+        "ours = DEFINITIONS['max_cosine']\n"
+        "def constant(A, B):\n    return 0.5\n"
+        "def needs_three(A, B, C):\n    return 0.5\n"
+        "number = 3\n"
+    )
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no such thing')\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("measures", "broken"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.usefixtures("measures")
+def test_conformance_of_a_measure_in_the_current_folder(capsys):
+    code, out, _ = run(capsys, "conformance", "measures:ours")
+    assert code == 0
+    assert "It is `max_cosine` in all 14 cases." in out
+    assert "turned plane" in out
+    code, out, _ = run(capsys, "conformance", "measures:constant", "--json")
+    data = json.loads(out)
+    assert (code, data["conforms"]) == (1, False)
+    assert data["sentence"].startswith(f"It is nearest to `{data['nearest']}`")
+    identical = data["cases"][0]
+    assert (identical["name"], identical["value"]) == ("identical", 0.5)
+    assert identical["definitions"]["pwmcc"]["value"] == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("measures")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("measures", "measures: must be package.module:function"),
+        ("nowhere:x", "nowhere:x: nowhere cannot be imported (ModuleNotFoundError"),
+        ("broken:x", "broken:x: broken cannot be imported (RuntimeError: no such thing)"),
+        ("measures:absent", "measures:absent: there is no such function"),
+        ("measures:number", "measures:number: is no function but int"),
+        ("measures:needs_three", "cannot be called: it raised TypeError in every case"),
+    ],
+)
+def test_what_cannot_be_imported_or_called_is_said_in_one_sentence(capsys, function, message):
+    code, out, err = run(capsys, "conformance", function)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
