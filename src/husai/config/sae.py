@@ -62,6 +62,26 @@ class SAETrainingConfig(Config):
         exclude_if=lambda weight: weight == 0,
         description="β of β·Σ_{i≠j}(ŵ_i·ŵ_j)² over unit decoder rows, added to the loss",
     )
+    probe: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda weight: weight == 0,
+        description="γ of γ · cross-entropy (nats) of a linear probe on the codes against the samples' labels, added to the "
+        "loss; the probe learns along and is dropped at the end. It leaks labels into the SAE",
+    )
+    probe_labels: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="integer column of a store that the probe predicts; null: the answers of the task, or of what is planted",
+    )
+    temporal: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda weight: weight == 0,
+        description="δ of δ · mean ‖h_t − h_{t−1}‖² over the samples that follow another in time, added to the loss",
+    )
     target_l0: float | None = Field(
         default=None,
         gt=0,
@@ -92,6 +112,12 @@ class SAETrainingConfig(Config):
         exclude=True,
         description="steps between checkpoints; null: none. It changes no result, so it is in no run id and no file",
     )
+
+    @model_validator(mode="after")
+    def _labels_are_used(self) -> Self:
+        if self.probe_labels is not None and not self.probe:
+            raise ValueError(f"probe_labels '{self.probe_labels}' is of use only with probe above 0")
+        return self
 
 
 class SAEConfig(Config):

@@ -1,6 +1,7 @@
 """Batches of normalised samples, a stream of its own for every seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Normaliser
+from husai.sae.known import Beside, Known, KnownOfStore
 from husai.seeding import generator
 from husai.stores import Store
 
@@ -18,6 +20,7 @@ class Batches:
     """Endless batches of normalised samples, one shuffled pass after another; each seed has its own order.
 
     The ragged end is left out. fresh: where given, each batch is drawn anew instead, (count, generator) → raw samples.
+    known: what is known of the samples.
     """
 
     def __init__(
@@ -27,7 +30,9 @@ class Batches:
         data_seeds: tuple[int, ...],
         normaliser: Normaliser,
         fresh: Fresh | None = None,
+        known: Known | None = None,
     ) -> None:
+        self.known = known or Known()
         self.samples, self.batch_size, self.normaliser, self.fresh = samples, batch_size, normaliser, fresh
         self.generators = [generator("sae-data", seed) for seed in data_seeds]
         self.per_epoch = len(samples) // batch_size
@@ -41,8 +46,12 @@ class Batches:
         place = step % self.per_epoch
         if place == 0:
             self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
-        rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
-        return self.samples[rows.to(self.samples.device)]
+        self.rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
+        return self.samples[self.rows.to(self.samples.device)]
+
+    def beside(self) -> Beside:
+        """What is known of the batch that `at` gave last."""
+        return Beside.at(self.rows, self.samples, self.known)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the streams stand, and the orders of this pass."""
@@ -69,10 +78,11 @@ class StoreBatches:
         normaliser: Normaliser,
         buffer_rows: int,
         device: str,
+        known: KnownOfStore | None = None,
     ) -> None:
         self.store, self.batch_size, self.normaliser, self.device = store, batch_size, normaliser, device
         self.per_epoch = len(store) // batch_size
-        self.readers = [Reader(store, seed, buffer_rows) for seed in data_seeds]
+        self.readers = [Reader(store, seed, buffer_rows, known or KnownOfStore(store)) for seed in data_seeds]
 
     def at(self, step: int) -> Float[Tensor, "seeds batch d_in"]:
         """The batch at `step`; steps must be asked for in order."""
@@ -81,6 +91,12 @@ class StoreBatches:
                 reader.begin(step // self.per_epoch)
         raw = torch.stack([reader.take(self.batch_size) for reader in self.readers])
         return self.normaliser(raw).to(self.device)
+
+    def beside(self) -> Beside:
+        """What is known of the batch that `at` gave last."""
+        found = Beside.stack([reader.beside for reader in self.readers])
+        before = None if found.before is None else self.normaliser(found.before).to(self.device)
+        return replace(found, before=before)
 
     def state_dict(self) -> dict[str, Any]:
         return {"readers": [reader.state_dict() for reader in self.readers]}
@@ -91,10 +107,10 @@ class StoreBatches:
 
 
 class Reader:
-    """One seed's way through a store."""
+    """One seed's way through a store. beside: what is known of the rows taken last; samples in it are raw."""
 
-    def __init__(self, store: Store, seed: int, buffer_rows: int) -> None:
-        self.store, self.seed, self.buffer_rows = store, seed, buffer_rows
+    def __init__(self, store: Store, seed: int, buffer_rows: int, known: KnownOfStore) -> None:
+        self.store, self.seed, self.buffer_rows, self.known = store, seed, buffer_rows, known
         self.stream = generator("sae-data", seed)
         self.loaded: tuple[int, ...] = ()
         self.block = torch.empty(0, store.d)
@@ -117,7 +133,7 @@ class Reader:
 
     def take(self, count: int) -> Float[Tensor, "count d_in"]:
         """The next rows of this pass, raw."""
-        parts = []
+        parts, beside = [], []
         self.taken += count
         while count:
             if self.place == len(self.order):
@@ -125,8 +141,10 @@ class Reader:
             self._load()
             rows = self.order[self.place : self.place + count]
             parts.append(self.block[rows])
+            beside.append(Beside.at(rows, self.block, self.known_of_block))
             self.place += len(rows)
             count -= len(rows)
+        self.beside = Beside.join(beside)
         return torch.cat(parts)
 
     def _shuffle(self, block: tuple[int, ...]) -> None:
@@ -144,6 +162,7 @@ class Reader:
             rows = self.store.shards[index].rows
             self.block[start : start + rows] = self.store.read(index)
             start += rows
+        self.known_of_block = self.known.block(self.wanted)
         self.loaded = self.wanted
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from husai.config import SAEConfig
 from husai.sae.batches import Fresh
+from husai.sae.known import Known
 from husai.sae.train import Trainer
 from husai.stores import Store
 
@@ -54,14 +55,19 @@ class Estimate:
 
 
 def estimate(
-    x: Float[Tensor, "samples d_in"] | Store, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu"
+    x: Float[Tensor, "samples d_in"] | Store,
+    config: SAEConfig,
+    *,
+    fresh: Fresh | None = None,
+    known: Known | None = None,
+    device: str = "cpu",
 ) -> Estimate:
     """Set training up, do two steps to warm up and eight that are timed, and throw them away.
 
     Raises HusaiError as `Trainer`.
     """
     start = time.perf_counter()
-    trainer = Trainer(x, config, fresh=fresh, device=device)
+    trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
     ready = time.perf_counter() - start
     times = []
     for step in range(WARM + TIMED):

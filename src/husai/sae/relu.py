@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import ReLUConfig
-from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.architecture import Architecture, Extra, Losses, Step
 from husai.sae.kernels.choice import plain_floats
 from husai.sae.kernels.relu import relu_step
 from husai.sae.kernels.step import each_seed
@@ -36,9 +36,17 @@ class ReLU(Architecture[ReLUConfig]):
         l1 = self.coefficient(step) * self.strength * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)
 
-    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+    def gradients(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        extra: Extra | None = None,
+    ) -> Step:
         """In blocks that stay in the cache where that applies: float32 on the CPU."""
-        if type(self) is not ReLU or not plain_floats(params, x):
-            return super().gradients(params, x, step=step, dead=dead)
+        if type(self) is not ReLU or extra is not None or not plain_floats(params, x):
+            return super().gradients(params, x, step=step, dead=dead, extra=extra)
         strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
         return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], strength[seed], made), params)

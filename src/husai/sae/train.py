@@ -17,8 +17,10 @@ from husai.sae.architectures import architecture_of
 from husai.sae.batches import Batches, Fresh, StoreBatches
 from husai.sae.checkpoint import Checkpoints, put_back, snapshot
 from husai.sae.dictionary import SAEEnsemble, finished
+from husai.sae.guide import Guide, known_of
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
+from husai.sae.known import Known, KnownOfStore
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.params import Params, init_params
 from husai.sae.resample import resample_dead
@@ -67,7 +69,7 @@ class Trainer:
     kept: names of what a checkpoint must hold; all else follows from the arguments.
     """
 
-    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches")
+    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches", "guide")
 
     def __init__(
         self,
@@ -75,12 +77,15 @@ class Trainer:
         config: SAEConfig,
         *,
         fresh: Fresh | None = None,
+        known: Known | None = None,
         device: str = "cpu",
     ) -> None:
-        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store."""
+        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, for a damaged store, and as
+        `known_of`."""
         self.config, self.recipe, self.count = config, config.training, len(x)
         if self.count < self.recipe.batch_size:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
+        told = known_of(x, known, self.recipe, fresh=fresh is not None)
         how = self.recipe.normalise
         self.normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, how=how)
         self.architecture: Architecture[Any] = architecture_of(config.sae)
@@ -89,15 +94,16 @@ class Trainer:
         self.variance = float(self.samples.var(0, correction=0).sum())
         start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
-        self.optimiser = optimiser_of(self.params, self.recipe)
+        self.guide = None if told is None else Guide(config, self.architecture, told, device)
+        self.optimiser = optimiser_of([*self.params, *(self.guide.leaves if self.guide else ())], self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
         self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
         order = (self.recipe.batch_size, config.data_seeds, self.normaliser)
         self.batches = (
-            StoreBatches(x, *order, self.recipe.buffer_rows, device)
+            StoreBatches(x, *order, self.recipe.buffer_rows, device, told if isinstance(told, KnownOfStore) else None)
             if isinstance(x, Store)
-            else Batches(self.samples, *order, fresh)
+            else Batches(self.samples, *order, fresh, told if isinstance(told, Known) else None)
         )
         seeds = zip(config.init_seeds, config.data_seeds, strict=True)
         self.resampling = [generator("sae-resample", *pair) for pair in seeds]
@@ -133,12 +139,16 @@ class Trainer:
             self.silent[replaced] = 0
             if self.average is not None:
                 self.average.restart(self.params, replaced)
+            if self.guide is not None:
+                self.guide.restart(replaced, self.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
         if self.recipe.target_l0 is not None:
             self.architecture.strength = self.strength
-        done = self._update(self._with_terms(self.architecture.gradients(self.params, x, step=self.step, dead=dead)))
+        given = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
+        done = self.architecture.gradients(self.params, x, step=self.step, dead=dead, **given)
+        done = self._update(self._with_terms(done))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
         self.step += 1
         if self.average is not None:
@@ -218,6 +228,7 @@ def train_saes(
     on_log: Callable[[list[StepLog]], None] = lambda _: None,
     log_every: int | None = None,
     fresh: Fresh | None = None,
+    known: Known | None = None,
     device: str = "cpu",
     checkpoints: Checkpoints | None = None,
 ) -> TrainedSAEs:
@@ -225,7 +236,8 @@ def train_saes(
 
     fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
     are centred and scaled, what a pass is, and which latents are dead. A Store is streamed; which of its latents are dead
-    is judged on the rows of `sample_rows`.
+    is judged on the rows of `sample_rows`. known: labels and order of the samples, which training.probe and
+    training.temporal need; those of a store are read from its columns.
 
     checkpoints: where the run is kept as it goes on; if one is there, training starts from it, after `on_log` and `stop`
     have been given again what they saw before. (docs/method.md §Checkpoints)
@@ -235,7 +247,7 @@ def train_saes(
     Unless `training.stop` is fixed, training also ends once it is `hopeless`, which the result then says. Raises HusaiError
     if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn non-finite.
     """
-    trainer = Trainer(x, config, fresh=fresh, device=device)
+    trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
     interval, last = log_every or trainer.batches.per_epoch, config.training.steps
     history: list[StepLog] = []
     judged = 0
