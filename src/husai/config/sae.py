@@ -104,8 +104,8 @@ class SAETrainingConfig(Config):
     buffer_rows: Positive = Field(
         default=65536,
         exclude_if=lambda rows: rows == 65536,
-        description="rows of a store that a seed shuffles together, and has in memory (at least one shard). Left out of run "
-        "ids and files where 65536",
+        description="rows of a store that are shuffled together, and in memory for all seeds (at least one shard). Left out of "
+        "run ids and files where 65536",
     )
     checkpoint_every: Positive | None = Field(
         default=None,

@@ -80,7 +80,7 @@ def estimate(
     numbers = sum(value.numel() for value in trainer.params)
     held = [*trainer.params] + [value.grad for value in trainer.params if value.grad is not None]
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
-    blocks = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4 * len(config.data_seeds)
+    block = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4
     return Estimate(
         steps=config.training.steps,
         seeds=len(config.init_seeds),
@@ -88,7 +88,7 @@ def estimate(
         step_seconds=sorted(times)[TIMED // 2],
         parameters=numbers,
         training_bytes=_size(held),
-        sample_bytes=_size([trainer.samples]) + (blocks if isinstance(x, Store) else _size([x])),
+        sample_bytes=_size([trainer.samples]) + (block if isinstance(x, Store) else _size([x])),
         peak_bytes=torch.cuda.max_memory_allocated(device) if trainer.samples.is_cuda else _peak(),
     )
 

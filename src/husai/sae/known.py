@@ -1,6 +1,5 @@
 """What is known of samples beside what they are, where a term of the loss asks for it: labels, and their order in time."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -102,22 +101,13 @@ class Beside:
     follows: Bool[Tensor, "seeds batch"] | None = None
 
     @classmethod
-    def stack(cls, each: list["Beside"]) -> "Beside":
-        """All seeds' batches as one, from every seed's, which have no seed axis."""
-        return cls._joined(each, torch.stack)
-
-    @classmethod
     def join(cls, parts: list["Beside"]) -> "Beside":
-        """One seed's batch from its parts, in order."""
-        return cls._joined(parts, torch.cat)
-
-    @classmethod
-    def _joined(cls, parts: list["Beside"], how: Callable[[list[Tensor]], Tensor]) -> "Beside":
+        """One batch from its parts, in order."""
         columns = ([getattr(part, name) for part in parts] for name in ("labels", "before", "follows"))
-        return cls(*(None if column[0] is None else how(column) for column in columns))
+        return cls(*(None if column[0] is None else torch.cat(column, dim=1) for column in columns))
 
     @classmethod
-    def at(cls, rows: Int[Tensor, "*rows"], x: Float[Tensor, "samples d_in"], known: Known) -> "Beside":
+    def at(cls, rows: Int[Tensor, "seeds batch"], x: Float[Tensor, "samples d_in"], known: Known) -> "Beside":
         """Of some rows of x."""
         labels = None if known.labels is None else known.labels[rows]
         if known.before is None:
