@@ -11,12 +11,13 @@ from husai.sae.dictionary import Dictionary
 class Fit(NamedTuple):
     """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes other than 0.
 
-    dead: fraction of latents that are not live. firing_rate: (d_sae,). energy: (d_sae,), Σ (f_i·‖W_dec,i‖)² over rows,
-    so that scaling an atom against its code changes nothing.
+    relative_error: see there. dead: fraction of latents that are not live. firing_rate: (d_sae,). energy: (d_sae,),
+    Σ (f_i·‖W_dec,i‖)² over rows, so that scaling an atom against its code changes nothing.
     """
 
     explained_variance: float
     fvu: float
+    relative_error: float
     l0: float
     dead: float
     firing_rate: Float[Tensor, "d_sae"]
@@ -33,15 +34,22 @@ def evaluate_fit(
 ) -> Fit:
     """Fit of one dictionary on x; `codes` saves encoding again."""
     codes = dictionary.encode(x) if codes is None else codes
-    error = (dictionary.decode(codes) - x).double().pow(2).sum()
-    fvu = float(error / (x - x.mean(0)).double().pow(2).sum())
+    missed = dictionary.decode(codes) - x
+    fvu = float(missed.double().pow(2).sum() / (x - x.mean(0)).double().pow(2).sum())
     fires = codes != 0
     energy = (codes.double() * dictionary.W_dec.double().norm(dim=-1)).pow(2).sum(0)
     return Fit(
         explained_variance=1 - fvu,
         fvu=fvu,
+        relative_error=relative_error(missed, x),
         l0=float(fires.sum(1).double().mean()),
         dead=float((energy == 0).double().mean()),
         firing_rate=fires.double().mean(0),
         energy=energy,
     )
+
+
+def relative_error(missed: Float[Tensor, "samples d_in"], x: Float[Tensor, "samples d_in"]) -> float:
+    """Mean of ‖missed‖ / ‖x‖ over the samples that are not 0; nan if all are."""
+    size = x.double().norm(dim=1)
+    return float((missed.double().norm(dim=1) / size)[size > 0].mean())
