@@ -201,13 +201,13 @@ class Trainer:
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
         explained = 1 - done.mse / self.variance
-        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead)
+        columns = (done.mse + penalty, done.mse, penalty, done.l0, done.l0 / self.config.sae.d_sae, explained, dead)
         columns += (self.grad_norm, done.peak, self.strength, *done.terms.values())
         per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
         rows = []
         for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
-            terms = dict(zip(done.terms, row[9:], strict=True))
-            rows.append(StepLog(self.step, epoch, seed, rate, *row[:9], terms=terms))
+            terms = dict(zip(done.terms, row[10:], strict=True))
+            rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms))
         if not all(row.loss < float("inf") for row in rows):
             raise self.diverged("loss is")
         return rows
