@@ -116,6 +116,7 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
     expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {(name, "plane_rotated") for name in ("pwmcc", "pwmcc_difference", "pwmcc_p")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in final.rows)
@@ -182,7 +183,7 @@ def test_step_zero_has_no_untrained_null(untrained):
 def test_adjusted_rows_name_their_null_and_are_taken_pair_by_pair(final, untrained):
     rows = {r.null: r for r in final.rows if r.metric == "pwmcc_adjusted"}
     assert "" not in rows
-    assert {"ambient", "untrained"} <= set(rows) <= NULLS
+    assert {"ambient", "untrained"} <= set(rows) <= {*NULLS, "plane_rotated"}
     upper, matrix = np.triu_indices(SEEDS, 1), final.matrices["pwmcc"]
     nulls = {null: score.pairs for null, score in final.nulls.items()} | {"untrained": untrained.matrices["pwmcc"]}
     for null, row in rows.items():

@@ -15,6 +15,7 @@ from husai.sae.params import Params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
 Extra = Callable[[Params, Tensor], Mapping[str, Tensor]]  # parameters and codes of a batch to further terms, by name
+SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,32 @@ class Architecture(ABC, Generic[C]):
         """Codes of a batch as `losses` has them, with the same gradients."""
         return self.encode(params, x)
 
-    def decode(self, params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
-        """Reconstruction from codes."""
-        return reconstruct(params, codes)
+    def decode(
+        self,
+        params: Params,
+        codes: Float[Tensor, "seeds batch d_sae"],
+        x: Float[Tensor, "seeds batch d_in"] | None = None,
+    ) -> Float[Tensor, "seeds batch d_out"]:
+        """Reconstruction from codes; with x, what a skip connection makes of it besides."""
+        reconstruction = reconstruct(params, codes)
+        if x is None or SKIP not in params.more:
+            return reconstruction
+        return torch.baddbmm(reconstruction, x, params.more[SKIP].mT)
 
     @abstractmethod
     def losses(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Losses:
-        """Losses of a batch at optimiser step `step`, given which latents have been silent for long."""
+        """Losses of a batch at optimiser step `step`, given which latents have been silent for long.
+
+        target: what is to be reconstructed, normalised; None: x itself.
+        """
 
     def gradients(
         self,
@@ -105,10 +123,11 @@ class Architecture(ABC, Generic[C]):
         *,
         step: int,
         dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
         extra: Extra | None = None,
     ) -> Step:
         """Gradients of `losses` by autograd, with the terms of `extra` added; a faster twin may stand here where it is None."""
-        losses = self.losses(params, x, step=step, dead=dead)
+        losses = self.losses(params, x, step=step, dead=dead, target=target)
         if extra is not None:
             losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})
         gradients = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)

@@ -32,7 +32,9 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         config = self.config
         return jump(pre_activations(params, x), params.more["threshold"], config.bandwidth, config.ste_to_input)[0]
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error, the sparsity loss at its warm-up level (l0), and for dead latents the mean over the batch of
         Σ ReLU(threshold − h)·‖W_dec‖ (pre_act).
 
@@ -51,7 +53,7 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         if config.pre_act_coefficient:
             missing = (threshold[:, None] - hidden).relu() * (norms * dead[:, None])
             terms["pre_act"] = config.pre_act_coefficient * missing.sum(-1).mean(-1)
-        return Losses(squared_error(self.decode(params, codes), x), terms, codes)
+        return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), terms, codes)
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """Below 0 a threshold would let negative pre-activations pass."""

@@ -146,7 +146,7 @@ class Trainer:
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
         if self.recipe.target_l0 is not None:
             self.architecture.strength = self.strength
-        given = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
+        given: dict[str, Any] = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
         done = self.architecture.gradients(self.params, x, step=self.step, dead=dead, **given)
         done = self._update(self._with_terms(done))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
