@@ -22,7 +22,7 @@ WARM, TIMED = 2, 8
 class Estimate:
     """setup_seconds: reading, checking and normalising the samples. step_seconds: median of the timed steps.
 
-    parameters: numbers of all seeds together. training_bytes: them, their gradients and what the optimiser keeps.
+    parameters: numbers of all seeds together, a probe's included. training_bytes: them, their gradients and what the optimiser keeps.
     sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far, Python and its
     libraries included; on CUDA, the most allocated there.
     """
@@ -77,8 +77,9 @@ def estimate(
             torch.cuda.synchronize(device)
         if step >= WARM:
             times.append(time.perf_counter() - start)
-    numbers = sum(value.numel() for value in trainer.params)
-    held = [*trainer.params] + [value.grad for value in trainer.params if value.grad is not None]
+    moved = [*trainer.params, *(trainer.guide.leaves if trainer.guide is not None else ())]
+    numbers = sum(value.numel() for value in moved)
+    held = moved + [value.grad for value in moved if value.grad is not None]
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
     block = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4
     return Estimate(
