@@ -22,9 +22,9 @@ WARM, TIMED = 2, 8
 class Estimate:
     """setup_seconds: reading, checking and normalising the samples. step_seconds: median of the timed steps.
 
-    parameters: numbers of all seeds together, a probe's included. training_bytes: them, their gradients and what the optimiser keeps.
-    sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far, Python and its
-    libraries included; on CUDA, the most allocated there.
+    parameters: numbers of all seeds together, a probe's included. training_bytes: them, their gradients and what the
+    optimiser keeps. sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far,
+    Python and its libraries included; on CUDA, the most allocated there.
     """
 
     steps: int
