@@ -115,7 +115,7 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
     expected |= {(name, "plane_rotated") for name in ("pwmcc", "pwmcc_difference", "pwmcc_p")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
@@ -425,6 +425,16 @@ def planted_result(true_twice, planted_hook):
     return measure(true_twice[1], planted_hook, ANALYSIS, final=True, untrained=start)
 
 
+def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untrained, planted_result):
+    for result in (final, planted_result):
+        assert 0 <= result.value("calibration_auc").mean <= 1
+        assert result.reliability is not None
+        assert result.reliability[:, 0].sum() <= sum(
+            row.value for row in result.rows if row.metric == "n_live" and row.seed is not None
+        )
+    assert untrained.reliability is None
+
+
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
     expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
@@ -432,7 +442,7 @@ def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(pl
     expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
     expected |= {(metric, "untrained") for metric in FIRING | {"relative_error"}} | {("relative_error", "mean")}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in planted_result.rows)
 

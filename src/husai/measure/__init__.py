@@ -28,7 +28,7 @@ from husai.measure.recovery import (
     recovery_rows,
 )
 from husai.measure.rows import Measurement, Row
-from husai.measure.stability import stability_rows, symmetry_rows
+from husai.measure.stability import calibration_rows, stability_rows, symmetry_rows
 
 OVERLAPS = ("fourier_overlap", "decoder_overlap")
 BESIDE_UNTRAINED = ("relative_error", *Gram._fields, *OVERLAPS, *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES)
@@ -66,6 +66,8 @@ def measure(
     causal_rows(result, members, hook, draws=coded)
     planted_rows(result, members, hook)
     stability_rows(result, members, hook, draws)
+    if final:
+        calibration_rows(result, members, hook)
     if hook.shifts is not None:
         symmetry_rows(result, members, hook, hook.shifts, analysis, final=final, wide=wide)
     if untrained is not None:

@@ -29,6 +29,9 @@ def fit_rows(result: Measurement, members: Members, hook: Hook) -> None:
         per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
     result.rows.append(Row("relative_error", "mean", relative_error(hook.x - hook.x.mean(0), hook.x)))
     per_seed(result, "n_live", [float(n) for n in members.n_live])
+    alone = [fit.explained_by_skip for fit in members.fits if fit.explained_by_skip is not None]
+    if alone:
+        per_seed(result, "explained_by_skip", alone)
 
 
 def gram_rows(result: Measurement, members: Members, hook: Hook) -> None:

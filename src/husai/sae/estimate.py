@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from husai.config import SAEConfig
 from husai.sae.batches import Fresh
 from husai.sae.known import Known
+from husai.sae.pairs import Samples, split
 from husai.sae.train import Trainer
-from husai.stores import Store
 
 WARM, TIMED = 2, 8
 
@@ -55,7 +54,7 @@ class Estimate:
 
 
 def estimate(
-    x: Float[Tensor, "samples d_in"] | Store,
+    x: Samples,
     config: SAEConfig,
     *,
     fresh: Fresh | None = None,
@@ -81,7 +80,11 @@ def estimate(
     numbers = sum(value.numel() for value in moved)
     held = moved + [value.grad for value in moved if value.grad is not None]
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
-    block = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4
+    given = [part for part in split(x) if part is not None]
+    samples = [trainer.samples, trainer.targets][: len(given)]
+    widths = sum(part.shape[1] for part in samples)
+    blocks = min(config.training.buffer_rows, len(x)) * widths * 4
+    raw = [part for part in given if isinstance(part, Tensor)]
     return Estimate(
         steps=config.training.steps,
         seeds=len(config.init_seeds),
@@ -89,7 +92,7 @@ def estimate(
         step_seconds=sorted(times)[TIMED // 2],
         parameters=numbers,
         training_bytes=_size(held),
-        sample_bytes=_size([trainer.samples]) + (block if isinstance(x, Store) else _size([x])),
+        sample_bytes=_size(samples) + (_size(raw) if raw else blocks),
         peak_bytes=torch.cuda.max_memory_allocated(device) if trainer.samples.is_cuda else _peak(),
     )
 
