@@ -348,7 +348,7 @@ def test_what_is_not_known_is_refused_in_a_sentence(tmp_path, x, known):
     ):
         with pytest.raises(HusaiError, match=message):
             train_saes(source, recipe(**training), **more)
-    with pytest.raises(HusaiError, match="training.temporal: pca is fitted at once"):
+    with pytest.raises(HusaiError, match=r"training\.temporal: pca is fitted at once"):
         SAEConfig.parse({"sae": {"architecture": "pca", "d_sae": 4, "k": 2}, "training": {"temporal": 1.0}})
     with pytest.raises(HusaiError, match="probe_labels 'label' is of use only with probe above 0"):
         SAEConfig.parse({"sae": {"architecture": "topk"}, "training": {"probe_labels": "label"}})
