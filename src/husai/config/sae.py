@@ -193,7 +193,7 @@ class SAEConfig(Config):
             )
         data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
-        if SAE_CONFIGS[architecture].own_width:
+        if SAE_CONFIGS.get(architecture, RegisteredConfig).own_width:
             known = {key: value for key, value in known.items() if key != "d_sae"}
         kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
         data["sae"] = kept | {"architecture": architecture}
