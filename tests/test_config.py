@@ -157,6 +157,19 @@ def test_every_architecture_has_an_example():
     assert {example.sae.architecture for example in examples} == set(SAE_CONFIGS)
 
 
+@pytest.mark.parametrize(
+    ("name", "d", "factor", "batch"),
+    [("gpt2", 768, 8, 4096), ("gpt2_medium", 1024, 4, 4096), ("pythia_1_4b", 2048, 4, 8192)],
+)
+def test_presets_for_language_models_load_by_name_and_survive_saving(tmp_path, name, d, factor, batch):
+    preset = SAEConfig.load(find_config(name, "examples"), ["init_seeds=[3]"])
+    assert (preset.sae.d_sae, preset.training.batch_size) == (factor * d, batch)
+    assert preset.training.warmup_steps == preset.training.steps // 50
+    (tmp_path / "saved.yaml").write_text(preset.to_yaml(), encoding="utf-8")
+    saved = SAEConfig.load(tmp_path / "saved.yaml", [f"training.checkpoint_every={preset.training.checkpoint_every}"])
+    assert saved == preset
+
+
 def test_further_problems_are_counted():
     with pytest.raises(HusaiError, match=r"unknown key 'x' \(and 1 further problem\)"):
         ModelConfig.parse({"x": 1, "y": 2})

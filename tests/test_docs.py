@@ -10,9 +10,20 @@ import pandas as pd
 import pytest
 
 from husai.analysis.conformance import conformance
+from husai.config import SAE_CONFIGS, SAETrainingConfig
 from husai.report.results import CellView, SuiteResults
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_the_fields_that_the_docs_name_for_earlier_work_exist():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    table = text[text.index("| there | here |") :].split("\n\n")[0]
+    named = set(re.findall(r"`(training|sae)\.(\w+)`", table))
+    assert len(named) >= 10
+    kinds = {"training": (SAETrainingConfig,), "sae": tuple(SAE_CONFIGS.values())}
+    for part, field in named:
+        assert any(field in kind.model_fields for kind in kinds[part]), f"{part}.{field}"
 
 
 def ladder_rows() -> list[list[str]]:

@@ -7,6 +7,7 @@ import torch
 
 from husai.activations import Activations, extract
 from husai.analysis.fit import evaluate_fit
+from husai.analysis.gram import gram
 from husai.analysis.ideal import by_projection, signed_axes
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
 from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, null_matrices, pairwise, sampler
@@ -38,7 +39,8 @@ from husai.truth.controls import permuted
 from husai.truth.synthetic import draw_circles, plant
 
 P, D, D_SAE, SEEDS = 23, 16, 24, 3
-FIT = {"explained_variance", "fvu", "l0", "dead", "n_live"}
+FIT = {"explained_variance", "fvu", "relative_error", "l0", "dead", "n_live"}
+GRAM = {"gram_mean", "gram_max"}
 READING = set(FIGURES)
 RECOVERY = {"fourier_overlap", "decoder_overlap"}
 STABILITY = {"pwmcc", "max_cosine"}
@@ -104,8 +106,12 @@ def overall(measurement) -> dict[tuple[str, str], object]:
 
 def test_every_metric_stands_beside_its_nulls(final):
     rows = overall(final)
-    expected = {(metric, "") for metric in FIT | READING | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}}
+    expected = {
+        (metric, "") for metric in FIT | GRAM | READING | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
+    }
     expected |= {(metric, null) for metric in READING for null in (*CODED_NULLS, "untrained")}
+    expected |= {(metric, null) for metric in GRAM for null in NULLS}
+    expected |= {("relative_error", "mean"), ("relative_error", "untrained")}
     expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
@@ -122,7 +128,7 @@ def test_no_number_is_said_twice(final):
 
 
 def test_seeds_and_pairs_have_rows_of_their_own(final):
-    for metric in FIT | READING | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
+    for metric in FIT | GRAM | READING | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
         assert [r.seed for r in final.rows if r.metric == metric and r.seed is not None] == [0, 1, 2]
     for metric in STABILITY | VARIANTS | {"shifted", "aligned"}:
         pairs = [(r.seed, r.seed_b) for r in final.rows if r.metric == metric and r.seed is not None]
@@ -137,6 +143,8 @@ def test_the_numbers_are_those_of_the_definitions(final, members, ensembles, hoo
     for i in range(SEEDS):
         assert of_seed["explained_variance", i] == pytest.approx(fits[i].explained_variance)
         assert of_seed["n_live", i] == len(atoms[i])
+        assert of_seed["relative_error", i] == pytest.approx(fits[i].relative_error)
+        assert of_seed["gram_mean", i] == pytest.approx(gram(atoms[i]).gram_mean)
         assert of_seed["fourier_overlap", i] == pytest.approx(
             fourier_overlap(atoms[i], hook.truth, fits[i].energy[fits[i].live])
         )
@@ -430,9 +438,9 @@ def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untr
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
     expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
-    expected |= {(metric, "") for metric in FIT - {"purity", "frequency_purity"}}
-    expected |= {(metric, null) for metric in ATOMS | STABILITY for null in NULLS}
-    expected |= {(metric, "untrained") for metric in FIRING}
+    expected |= {(metric, "") for metric in FIT | GRAM}
+    expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
+    expected |= {(metric, "untrained") for metric in FIRING | {"relative_error"}} | {("relative_error", "mean")}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
     expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
@@ -497,7 +505,7 @@ def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
     members = Members.of(ensemble.dictionaries, circles_hook)
     result = measure(members, circles_hook, ANALYSIS, final=True)
     metrics = {key[0] for key in overall(result) if not key[1]}
-    assert metrics == FIT | READING | RECOVERY | {
+    assert metrics == FIT | GRAM | READING | RECOVERY | {
         f"{m}_unweighted" for m in RECOVERY
     } | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
     for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):

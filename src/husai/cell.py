@@ -189,6 +189,7 @@ def run_cell(job: Job) -> str:
             stop_at=looks,
             finish=finish,
             fresh=hook.fresh,
+            known=hook.known,
             device=job.device,
         )
     finally:

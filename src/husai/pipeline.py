@@ -17,6 +17,7 @@ from husai.models import Inputs, Model, logits
 from husai.runs import load_model
 from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.history import StepLog, mean_log
+from husai.sae.known import Known
 from husai.sae.train import TrainedSAEs, train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.truth.planes import find_truth
@@ -86,7 +87,9 @@ def train_one(activations: Activations, config: SAEConfig) -> Trained:
         say(f"      step {rows[0].step:>5}/{config.training.steps}: {figures}")
 
     every = max(1, config.training.steps // 5)
-    return Trained(train_saes(activations.x, config, stop=keep, stop_at=(0,), on_log=tell, log_every=every), before[0])
+    known = Known.of(activations.task)
+    trained = train_saes(activations.x, config, stop=keep, stop_at=(0,), on_log=tell, log_every=every, known=known)
+    return Trained(trained, before[0])
 
 
 def check_training(activations: Activations, config: SAEConfig, trained: Trained) -> None:

@@ -151,7 +151,8 @@ def estimate_single(request: Request) -> Estimate:
     """What `train_single` would take; nothing is written. Raises as it does."""
     with deterministic(request.deterministic):
         source = open_source(request)
-        return estimate(source.samples, recipe_of(request, source.samples), device=request.device)
+        config = recipe_of(request, source.samples)
+        return estimate(source.samples, config, known=source.hook.known, device=request.device)
 
 
 def train_single(request: Request) -> dict[str, Any]:
@@ -234,6 +235,7 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
                 stop=observe,
                 stop_at=(0, *(doublings(steps) if until_flat else (steps // 2, steps))),
                 finish=finish,
+                known=source.hook.known,
                 device=request.device,
                 resume_from=request.resume_from,
                 warn=warn,

@@ -17,6 +17,7 @@ from husai.runs import require_free, whole_folder, write_gate, write_record
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, source_folder
 from husai.sae.health import assess
 from husai.sae.history import StepLog
+from husai.sae.known import Known
 from husai.sae.pairs import Pairs, Samples
 from husai.sae.train import Fresh, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
@@ -119,11 +120,12 @@ def train_sae_run(
     stop_at: tuple[int, ...] = (),
     finish: Callable[[TrainedSAEs, Path], dict[str, Any]],
     fresh: Fresh | None = None,
+    known: Known | None = None,
     device: str = "cpu",
     resume_from: Path | None = None,
     warn: Callable[[str], object] = lambda _: None,
 ) -> TrainedSAEs:
-    """Train S SAEs on activations x (fresh: on samples like x, see `train_saes`) and write their run folder.
+    """Train S SAEs on activations x (fresh, known: see `train_saes`) and write their run folder.
 
     With one seed the folder itself is the SAELens folder; with more, each seed is one in `seed-<init>-<data>/`.
     finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata.
@@ -149,6 +151,7 @@ def train_sae_run(
             stop_at=stop_at,
             on_log=on_log,
             fresh=fresh,
+            known=known,
             device=device,
             checkpoints=checkpoints,
         )

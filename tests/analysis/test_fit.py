@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from husai.analysis.fit import evaluate_fit
+from husai.analysis.fit import evaluate_fit, relative_error
 from husai.sae.dictionary import Dictionary
 
 # Mean (1, 11), Σ‖x − x̄‖² = 4·2 = 8.
@@ -24,6 +24,22 @@ def test_explained_variance_by_hand():
 def test_predicting_the_mean_explains_nothing():
     fit = evaluate_fit(dictionary(X.mean(0).expand(4, 2)), X)
     assert fit.explained_variance == pytest.approx(0)
+
+
+def test_the_relative_error_by_hand():
+    # lengths 5, 10 and 0; errors 1, 4 and 7: the mean of 1/5 and 4/10, as nothing is relative to a sample of length 0
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
+    missed = torch.tensor([[1.0, 0.0], [0.0, 4.0], [0.0, 7.0]])
+    assert relative_error(missed, x) == pytest.approx(0.3)
+    fit = evaluate_fit(dictionary(x + missed), x, CODES[:3])
+    assert fit.relative_error == pytest.approx(0.3)
+
+
+def test_the_relative_error_counts_samples_alike_and_the_offset_too():
+    """Unlike explained variance: a tenth of every sample is missed, whatever its length."""
+    fit = evaluate_fit(dictionary(0.9 * X), X)
+    assert fit.relative_error == pytest.approx(0.1)
+    assert fit.fvu == pytest.approx(0.01 * float(X.square().sum()) / 8)
 
 
 def test_variance_is_pooled_over_dimensions():

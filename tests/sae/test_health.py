@@ -26,6 +26,7 @@ def row(step, seed=0, **figures) -> StepLog:
         "mse": 2.0,
         "penalty": 0.1,
         "l0": 50.0,
+        "active": 0.05,
         "explained_variance": 0.98,
         "dead": 0.02,
     }

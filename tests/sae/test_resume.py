@@ -22,6 +22,7 @@ from husai.config import (
 )
 from husai.errors import HusaiError
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, pack, unpack
+from husai.sae.known import Known
 from husai.sae.train import Trainer, train_saes
 from husai.seeding import generator
 from husai.stores import StoreWriter, open_store
@@ -36,6 +37,7 @@ import torch
 torch.set_num_threads(1)
 from husai.config import SAEConfig
 from husai.sae import checkpoint
+from husai.sae.known import Known
 from husai.sae.train import Trainer
 from husai.sae.pairs import Pairs
 from husai.stores import open_store
@@ -95,7 +97,8 @@ def x():
 
 def store_of(x, folder, rows=100):
     with StoreWriter(folder, {}, rows_per_shard=rows) as writer:
-        writer.append(x)
+        row = torch.arange(len(x))
+        writer.append(x, label=row % 3, position=row % 10)
     return open_store(folder)
 
 
@@ -126,16 +129,19 @@ def assert_equal(first, second):
         ("tensor", "topk", (3, 29, -35, 58)),
         ("tensor", "relu", (22, 41)),
         ("store", "topk", (13, -21, 50)),
+        ("guided store", "relu", (17, 45)),
         ("tensor", "topk_skip_transcoder", (33,)),
         ("store", "topk_skip_transcoder", (40,)),
         ("tensor", "archetypal", (30,)),
     ],
 )
 def test_killed_anywhere_and_resumed_a_run_ends_bit_for_bit_the_same(tmp_path, x, source, kind, deaths):
-    config = recipe(kind, buffer_rows=250, ema_decay=0.9 if kind == "topk_skip_transcoder" else None)
+    guided = {"probe": 1.0, "probe_labels": "label", "temporal": 0.1} if source == "guided store" else {}
+    average = 0.9 if kind == "topk_skip_transcoder" else None
+    config = recipe(kind, buffer_rows=250, ema_decay=average, **guided)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        if source == "store":
+        if source.endswith("store"):
             store_of(x, tmp_path / name / "store")
             store_of(x[:, :3].square(), tmp_path / name / "target")
         else:
@@ -276,6 +282,25 @@ def test_fresh_samples_go_on_where_they_were(tmp_path, x):
     resumed = train_saes(x, recipe(), fresh=fresh, checkpoints=for_resuming)
     whole = train_saes(x, recipe(), fresh=fresh)
     assert torch.equal(resumed.ensemble.params.W_dec, whole.ensemble.params.W_dec)
+
+
+def test_the_probe_goes_on_where_it_was(tmp_path, x):
+    row = torch.arange(len(x))
+    known = Known(row % 3, torch.where(row % 10 > 0, row - 1, -1))
+    config = recipe(probe=1.0, temporal=0.1)
+
+    class Halt(Exception): ...
+
+    def stop(*_):
+        raise Halt
+
+    for_resuming = Checkpoints(tmp_path, {}, every=EVERY)
+    with pytest.raises(Halt):
+        train_saes(x, config, known=known, stop=stop, stop_at=(40,), checkpoints=for_resuming)
+    resumed = train_saes(x, config, known=known, checkpoints=for_resuming)
+    whole = train_saes(x, config, known=known)
+    assert torch.equal(resumed.ensemble.params.W_enc, whole.ensemble.params.W_enc)
+    assert resumed.history == whole.history
 
 
 def test_everything_that_changes_in_training_is_kept(x):

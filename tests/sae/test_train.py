@@ -31,6 +31,7 @@ from husai.errors import HusaiError
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.batches import Batches
 from husai.sae.dictionary import finish, finished, sighted
+from husai.sae.history import mean_log
 from husai.sae.optimisers import Average, RMSprop
 from husai.sae.pairs import Pairs
 from husai.sae.params import Params, init_params, pre_activations
@@ -308,6 +309,36 @@ def test_history_has_one_row_a_seed_and_pass_and_agrees_with_the_fit(x):
         assert last.l0 == pytest.approx(fit.l0, abs=1e-2)
         assert last.mse == pytest.approx(D_IN * fit.fvu, abs=1e-4)  # inputs have mean squared norm d_in
         assert last.loss == pytest.approx(last.mse + last.penalty)
+
+
+def test_history_says_which_share_of_the_latents_is_active_and_every_term(x):
+    trained = train_saes(x, recipe(KINDS["gated unit"], (0, 1), (0, 1), decorrelation=0.1))
+    for row in trained.history:
+        assert row.active == pytest.approx(row.l0 / D_SAE)
+        assert row.line["active"] == row.active
+    last = [row for row in trained.history if row.step == 60]
+    mean = mean_log(last)
+    assert mean["loss"] == pytest.approx(
+        mean["mse"] + sum(mean[f"loss/{name}"] for name in ("l1", "gate", "decorrelation"))
+    )
+    assert mean["loss/l1"] == pytest.approx((last[0].terms["l1"] + last[1].terms["l1"]) / 2)
+
+
+def test_a_latent_counts_as_dead_after_as_many_silent_steps_as_the_config_says(x, monkeypatch):
+    """Latent 7 is biased so low that it never fires; the others start out alive."""
+    seen, original = [], TopK.gradients
+
+    def spy(self, params, *args, **kwargs):
+        with torch.no_grad():
+            params.b_enc[:, 7] = -1e6
+        seen.append(kwargs["dead"][0])
+        return original(self, params, *args, **kwargs)
+
+    monkeypatch.setattr(TopK, "gradients", spy)
+    kind = KINDS["topk unit"].model_copy(update={"dead_steps": 5})
+    train_saes(x, recipe(kind, steps=8, resample_every=None))
+    assert [bool(dead[7]) for dead in seen] == [False] * 5 + [True] * 3
+    assert not any(dead.any() for dead in seen[:5])
 
 
 # --- stopping ---

@@ -11,13 +11,14 @@ from husai.sae.dictionary import Dictionary
 class Fit(NamedTuple):
     """explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²; fvu = 1 − that; l0 = mean number of codes other than 0.
 
-    dead: fraction of latents that are not live. firing_rate: (d_sae,). energy: (d_sae,), Σ (f_i·‖W_dec,i‖)² over rows,
-    so that scaling an atom against its code changes nothing. explained_by_skip: explained variance of what a skip connection
-    makes of the input, at its best offset; None without one.
+    relative_error: see there. dead: fraction of latents that are not live. firing_rate: (d_sae,). energy: (d_sae,),
+    Σ (f_i·‖W_dec,i‖)² over rows, so that scaling an atom against its code changes nothing. explained_by_skip: explained
+    variance of what a skip connection makes of the input, at its best offset; None without one.
     """
 
     explained_variance: float
     fvu: float
+    relative_error: float
     l0: float
     dead: float
     firing_rate: Float[Tensor, "d_sae"]
@@ -40,20 +41,27 @@ def evaluate_fit(
     """Fit of one dictionary on x; `codes` saves encoding again. source: what is encoded, where x is a transcoder's target."""
     source = x if source is None else source
     codes = dictionary.encode(source) if codes is None else codes
-    error = (dictionary.reconstruct(source, codes) - x).double().pow(2).sum()
+    missed = dictionary.reconstruct(source, codes) - x
     variance = (x - x.mean(0)).double().pow(2).sum()
-    fvu = float(error / variance)
+    fvu = float(missed.double().pow(2).sum() / variance)
     fires = codes != 0
     energy = (codes.double() * dictionary.W_dec.double().norm(dim=-1)).pow(2).sum(0)
     return Fit(
         explained_variance=1 - fvu,
         fvu=fvu,
+        relative_error=relative_error(missed, x),
         l0=float(fires.sum(1).double().mean()),
         dead=float((energy == 0).double().mean()),
         firing_rate=fires.double().mean(0),
         energy=energy,
         explained_by_skip=None if dictionary.skip is None else _linear(x - dictionary.skip(source), variance),
     )
+
+
+def relative_error(missed: Float[Tensor, "samples d_in"], x: Float[Tensor, "samples d_in"]) -> float:
+    """Mean of ‖missed‖ / ‖x‖ over the samples that are not 0; nan if all are."""
+    size = x.double().norm(dim=1)
+    return float((missed.double().norm(dim=1) / size)[size > 0].mean())
 
 
 def _linear(rest: Float[Tensor, "samples d_out"], variance: Float[Tensor, ""]) -> float:

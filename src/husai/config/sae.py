@@ -63,6 +63,26 @@ class SAETrainingConfig(Config):
         exclude_if=lambda weight: weight == 0,
         description="β of β·Σ_{i≠j}(ŵ_i·ŵ_j)² over unit decoder rows, added to the loss",
     )
+    probe: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda weight: weight == 0,
+        description="γ of γ · cross-entropy (nats) of a linear probe on the codes against the samples' labels, added to the "
+        "loss; the probe learns along and is dropped at the end. It leaks labels into the SAE",
+    )
+    probe_labels: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="integer column of a store that the probe predicts; null: the answers of the task, or of what is planted",
+    )
+    temporal: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda weight: weight == 0,
+        description="δ of δ · mean ‖h_t − h_{t−1}‖² over the samples that follow another in time, added to the loss",
+    )
     target_l0: float | None = Field(
         default=None,
         gt=0,
@@ -85,14 +105,20 @@ class SAETrainingConfig(Config):
     buffer_rows: Positive = Field(
         default=65536,
         exclude_if=lambda rows: rows == 65536,
-        description="rows of a store that a seed shuffles together, and has in memory (at least one shard). Left out of run "
-        "ids and files where 65536",
+        description="rows of a store that are shuffled together, and in memory for all seeds (at least one shard). Left out of "
+        "run ids and files where 65536",
     )
     checkpoint_every: Positive | None = Field(
         default=None,
         exclude=True,
         description="steps between checkpoints; null: none. It changes no result, so it is in no run id and no file",
     )
+
+    @model_validator(mode="after")
+    def _labels_are_used(self) -> Self:
+        if self.probe_labels is not None and not self.probe:
+            raise ValueError(f"probe_labels '{self.probe_labels}' is of use only with probe above 0")
+        return self
 
 
 class SAEConfig(Config):
@@ -144,6 +170,9 @@ class SAEConfig(Config):
         name = self.sae.architecture
         if self.training.decorrelation and (self.sae.fitted or self.sae.fixed_decoder):
             raise ValueError(f"training.decorrelation: no gradient moves the decoder of {name}; allowed is 0")
+        if self.sae.fitted and (self.training.probe or self.training.temporal):
+            asked = "probe" if self.training.probe else "temporal"
+            raise ValueError(f"training.{asked}: {name} is fitted at once, not by gradients; allowed is 0")
         if self.training.normalise == "feature" and name == "nmf":
             raise ValueError("training.normalise feature: NMF's codes cannot be folded back; allowed are the others")
         return self
@@ -164,7 +193,7 @@ class SAEConfig(Config):
             )
         data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
-        if SAE_CONFIGS[architecture].own_width:
+        if SAE_CONFIGS.get(architecture, RegisteredConfig).own_width:
             known = {key: value for key, value in known.items() if key != "d_sae"}
         kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
         data["sae"] = kept | {"architecture": architecture}

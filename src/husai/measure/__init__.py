@@ -3,6 +3,7 @@
 Composition only: each number is defined in `husai.analysis`.
 """
 
+from husai.analysis.gram import Gram
 from husai.analysis.nulls import adjusted
 from husai.analysis.planted import AtomRecovery
 from husai.analysis.stats import Interval, pair_interval
@@ -21,12 +22,16 @@ from husai.measure.recovery import (
     WIDE_READING_DRAWS,
     causal_rows,
     fit_rows,
+    gram_rows,
     planted_rows,
     reading_rows,
     recovery_rows,
 )
 from husai.measure.rows import Measurement, Row
 from husai.measure.stability import calibration_rows, stability_rows, symmetry_rows
+
+OVERLAPS = ("fourier_overlap", "decoder_overlap")
+BESIDE_UNTRAINED = ("relative_error", *Gram._fields, *OVERLAPS, *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES)
 
 __all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
 
@@ -42,7 +47,7 @@ def measure(
     """All scores of one ensemble.
 
     final: use the draws and shifts meant for the end of training, else the smaller numbers meant for curves.
-    untrained: the same ensemble's measurement at step 0, a null of pwmcc, max_cosine and the overlaps.
+    untrained: the same ensemble's measurement at step 0, a null of pwmcc, max_cosine and `BESIDE_UNTRAINED`.
     Raises HusaiError if no latent of an SAE fires on any input.
     """
     if 0 in members.n_live:
@@ -56,7 +61,8 @@ def measure(
     wide = max(members.n_live) > EXACT_ATOMS
     draws = analysis.curve_null_draws if not final else analysis.wide_null_draws if wide else analysis.null_draws
     coded = (WIDE_READING_DRAWS if wide else READING_DRAWS) if final and members.full else 0
-    fit_rows(result, members)
+    fit_rows(result, members, hook)
+    gram_rows(result, members, hook)
     reading_rows(result, members, hook, draws=coded)
     recovery_rows(result, members, hook)
     causal_rows(result, members, hook, draws=coded)
@@ -83,7 +89,7 @@ def untrained_rows(result: Measurement, untrained: Measurement) -> None:
         if rescaled is not None:
             result.rows.append(Row(f"{metric}_adjusted", "untrained", *pair_interval(rescaled), n=pairs))
         result.rows.append(Row(f"{metric}_difference", "untrained", *pair_interval(matrix - null), n=pairs))
-    for metric in ("fourier_overlap", "decoder_overlap", *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES):
+    for metric in BESIDE_UNTRAINED:
         if any(row.metric == metric for row in untrained.rows):
             seeds = sum(row.metric == metric and row.seed is not None for row in untrained.rows)
             result.rows.append(Row(metric, "untrained", *untrained.value(metric), n=seeds))

@@ -13,6 +13,7 @@ from husai.analysis.site import Site
 from husai.analysis.symmetry import Shifts, answer_shifts, shift_maps
 from husai.errors import HusaiError
 from husai.models import Inputs, Model
+from husai.sae.known import Known
 from husai.sae.train import Fresh
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
 from husai.truth.synthetic import Circles, Planted
@@ -91,6 +92,16 @@ class Hook:
     @classmethod
     def of_planted(cls, planted: Planted, fresh: Fresh | None = None) -> "Hook":
         return cls(planted.x, planted=planted, fresh=fresh)
+
+    @property
+    def known(self) -> Known:
+        """Labels of the samples and their order in time: a task's answers, a circle's, or the strongest planted atom."""
+        if self.task is not None:
+            return Known.of(self.task)
+        if self.planted is not None:
+            return Known(self.planted.codes.argmax(1))
+        whole = self.answers is not None and len(self.answers.rows) == len(self.x)
+        return Known(self.answers.values if self.answers is not None and whole else None)
 
     @property
     def genuine(self) -> Site | None:

@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from husai.analysis.fit import relative_error
+from husai.analysis.gram import Gram, gram
 from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, coded_sampler, sampler
 from husai.analysis.planted import AtomRecovery, atom_recovery
 from husai.analysis.recovery import decoder_overlap, fourier_overlap
@@ -21,13 +23,29 @@ READING_DRAWS = 3  # the same of nulls with codes, which take longer
 WIDE_READING_DRAWS = 1  # the same of more atoms than are matched exactly: their means vary little
 
 
-def fit_rows(result: Measurement, members: Members) -> None:
-    for metric in ("explained_variance", "fvu", "l0", "dead"):
+def fit_rows(result: Measurement, members: Members, hook: Hook) -> None:
+    """The chance level of the relative error is that of a dictionary that reconstructs every sample as the mean."""
+    for metric in ("explained_variance", "fvu", "relative_error", "l0", "dead"):
         per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
+    result.rows.append(Row("relative_error", "mean", relative_error(hook.x - hook.x.mean(0), hook.x)))
     per_seed(result, "n_live", [float(n) for n in members.n_live])
     alone = [fit.explained_by_skip for fit in members.fits if fit.explained_by_skip is not None]
     if alone:
         per_seed(result, "explained_by_skip", alone)
+
+
+def gram_rows(result: Measurement, members: Members, hook: Hook) -> None:
+    """How alike a dictionary's own atoms are, beside as many drawn ones. Left out where a seed has a single live atom."""
+    if min(members.n_live) < 2:
+        return
+    found = [gram(atoms) for atoms in members.atoms]
+    for metric in Gram._fields:
+        per_seed(result, metric, [getattr(one, metric) for one in found])
+    for null in DRAWN_NULLS:
+        drawn = [gram(atoms) for atoms in null_dictionaries(null, "gram", members, hook)]
+        for metric in Gram._fields:
+            values = np.array([getattr(one, metric) for one in drawn])
+            result.rows.append(Row(metric, null, *seed_interval(values), n=OVERLAP_DRAWS))
 
 
 def reading_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:

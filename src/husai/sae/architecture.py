@@ -1,8 +1,8 @@
 """What an architecture is: pure functions of stacked parameters, bound to one config."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from husai.config import BaseSAEConfig
 from husai.sae.params import Params, init_params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
+Extra = Callable[[Params, Tensor], Mapping[str, Tensor]]  # parameters and codes of a batch to further terms, by name
 SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
 
 
@@ -92,6 +93,12 @@ class Architecture(ABC, Generic[C]):
     def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
         """Latent activations f(x), as a finished SAE computes them."""
 
+    def training_codes(
+        self, params: Params, x: Float[Tensor, "seeds batch d_in"]
+    ) -> Float[Tensor, "seeds batch d_sae"]:
+        """Codes of a batch as `losses` has them, with the same gradients."""
+        return self.encode(params, x)
+
     def decode(
         self,
         params: Params,
@@ -130,9 +137,12 @@ class Architecture(ABC, Generic[C]):
         step: int,
         dead: Bool[Tensor, "seeds d_sae"],
         target: Float[Tensor, "seeds batch d_out"] | None = None,
+        extra: Extra | None = None,
     ) -> Step:
-        """Gradients of `losses` by autograd; a faster twin may stand here."""
+        """Gradients of `losses` by autograd, with the terms of `extra` added; a faster twin may stand here where it is None."""
         losses = self.losses(params, x, step=step, dead=dead, target=target)
+        if extra is not None:
+            losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})
         gradients = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
         active = losses.codes != 0
         terms = {name: value.detach() for name, value in losses.terms.items()}

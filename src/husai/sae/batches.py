@@ -1,6 +1,7 @@
 """Batches of normalised samples, a stream of its own for every seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from husai.activations import Normaliser
+from husai.sae.known import Beside, Known, KnownOfStore
 from husai.seeding import generator
 from husai.stores import Store
 
@@ -18,6 +20,7 @@ class Batches:
     """Endless batches of normalised samples, one shuffled pass after another; each seed has its own order.
 
     The ragged end is left out. fresh: where given, each batch is drawn anew instead, (count, generator) → raw samples.
+    known: what is known of the samples.
     """
 
     def __init__(
@@ -27,7 +30,9 @@ class Batches:
         data_seeds: tuple[int, ...],
         normaliser: Normaliser,
         fresh: Fresh | None = None,
+        known: Known | None = None,
     ) -> None:
+        self.known = known or Known()
         self.samples, self.batch_size, self.normaliser, self.fresh = samples, batch_size, normaliser, fresh
         self.generators = [generator("sae-data", seed) for seed in data_seeds]
         self.per_epoch = len(samples) // batch_size
@@ -41,8 +46,12 @@ class Batches:
         place = step % self.per_epoch
         if place == 0:
             self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
-        rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
-        return self.samples[rows.to(self.samples.device)]
+        self.rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
+        return self.samples[self.rows.to(self.samples.device)]
+
+    def beside(self) -> Beside:
+        """What is known of the batch that `at` gave last."""
+        return Beside.at(self.rows, self.samples, self.known)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the streams stand, and the orders of this pass."""
@@ -55,10 +64,12 @@ class Batches:
 
 
 class StoreBatches:
-    """The same of a store that need not fit into memory: each seed visits the shards in an order of its own each pass.
+    """The same of a store that need not fit into memory: each pass visits the shards in another order.
 
-    Shards are read in blocks of as many as `buffer_rows` holds (at least one), whose rows are shuffled together; a seed
-    has one block in memory. With a block for the whole store, the orders are those of `Batches`.
+    Shards are read in blocks of as many as `buffer_rows` holds (at least one), whose rows are shuffled together. One block
+    is in memory, which all seeds share: the order of the shards is the same for all of them, that of rows within a block
+    each seed's own, so that a seed sees the same rows alone as in a stack. With a block for the whole store, the orders are
+    those of `Batches`.
     """
 
     def __init__(
@@ -69,40 +80,43 @@ class StoreBatches:
         normaliser: Normaliser,
         buffer_rows: int,
         device: str,
+        known: KnownOfStore | None = None,
     ) -> None:
         self.store, self.batch_size, self.normaliser, self.device = store, batch_size, normaliser, device
+        self.buffer_rows, self.known = buffer_rows, known or KnownOfStore(store)
         self.per_epoch = len(store) // batch_size
-        self.readers = [Reader(store, seed, buffer_rows) for seed in data_seeds]
+        self.streams = [generator("sae-data", seed) for seed in data_seeds]
+        self.loaded: tuple[int, ...] = ()
+        self.block = torch.empty(0, store.d)
 
     def at(self, step: int) -> Float[Tensor, "seeds batch d_in"]:
         """The batch at `step`; steps must be asked for in order."""
         if step % self.per_epoch == 0:
-            for reader in self.readers:
-                reader.begin(step // self.per_epoch)
-        raw = torch.stack([reader.take(self.batch_size) for reader in self.readers])
-        return self.normaliser(raw).to(self.device)
+            self._begin(step // self.per_epoch)
+        parts, known, wanted = [], [], self.batch_size
+        self.taken += wanted
+        while wanted:
+            if self.place == self.orders.shape[1]:
+                self._shuffle(self.blocks.pop(0))
+            self._load()
+            rows = self.orders[:, self.place : self.place + wanted]
+            parts.append(self.block[rows])
+            known.append(Beside.at(rows, self.block, self.known_of_block))
+            self.place += rows.shape[1]
+            wanted -= rows.shape[1]
+        self.parts = known
+        return self.normaliser(torch.cat(parts, dim=1)).to(self.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"readers": [reader.state_dict() for reader in self.readers]}
+    def beside(self) -> Beside:
+        """What is known of the batch that `at` gave last."""
+        found = Beside.join(self.parts)
+        before = None if found.before is None else self.normaliser(found.before).to(self.device)
+        return replace(found, before=before)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for reader, stored in zip(self.readers, state["readers"], strict=True):
-            reader.load_state_dict(stored)
-
-
-class Reader:
-    """One seed's way through a store."""
-
-    def __init__(self, store: Store, seed: int, buffer_rows: int) -> None:
-        self.store, self.seed, self.buffer_rows = store, seed, buffer_rows
-        self.stream = generator("sae-data", seed)
-        self.loaded: tuple[int, ...] = ()
-        self.block = torch.empty(0, store.d)
-
-    def begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int) -> None:
         """Start a pass: shards in a new order, in blocks; within a block they lie as they do in the store."""
-        self.epoch, self.taken, self.start = epoch, 0, self.stream.get_state()
-        shuffled = torch.randperm(len(self.store.shards), generator=generator("sae-shards", self.seed, epoch)).tolist()
+        self.epoch, self.taken, self.start = epoch, 0, [stream.get_state() for stream in self.streams]
+        shuffled = torch.randperm(len(self.store.shards), generator=generator("sae-shards", 0, epoch)).tolist()
         blocks: list[list[int]] = []
         room = 0
         for index in shuffled:
@@ -113,48 +127,37 @@ class Reader:
             blocks[-1].append(index)
             room -= rows
         self.blocks = [tuple(sorted(block)) for block in blocks]
-        self.order, self.place = torch.empty(0, dtype=torch.long), 0
-
-    def take(self, count: int) -> Float[Tensor, "count d_in"]:
-        """The next rows of this pass, raw."""
-        parts = []
-        self.taken += count
-        while count:
-            if self.place == len(self.order):
-                self._shuffle(self.blocks.pop(0))
-            self._load()
-            rows = self.order[self.place : self.place + count]
-            parts.append(self.block[rows])
-            self.place += len(rows)
-            count -= len(rows)
-        return torch.cat(parts)
+        self.orders, self.place = torch.empty(len(self.streams), 0, dtype=torch.long), 0
 
     def _shuffle(self, block: tuple[int, ...]) -> None:
         self.wanted, self.place = block, 0
-        self.order = torch.randperm(sum(self.store.shards[index].rows for index in block), generator=self.stream)
+        rows = sum(self.store.shards[index].rows for index in block)
+        self.orders = torch.stack([torch.randperm(rows, generator=stream) for stream in self.streams])
 
     def _load(self) -> None:
         """Have the wanted block in memory, in the place of the one before."""
         if self.loaded == self.wanted:
             return
         self.block = torch.empty(0, self.store.d)
-        self.block = torch.empty(len(self.order), self.store.d)
+        self.block = torch.empty(self.orders.shape[1], self.store.d)
         start = 0
         for index in self.wanted:
             rows = self.store.shards[index].rows
             self.block[start : start + rows] = self.store.read(index)
             start += rows
+        self.known_of_block = self.known.block(self.wanted)
         self.loaded = self.wanted
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass began, and how far it is; the rest follows."""
-        return {"epoch": self.epoch, "taken": self.taken, "stream": self.start}
+        return {"epoch": self.epoch, "taken": self.taken, "streams": self.start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.set_state(state["stream"])
-        self.begin(state["epoch"])
+        for stream, stored in zip(self.streams, state["streams"], strict=True):
+            stream.set_state(stored)
+        self._begin(state["epoch"])
         left = self.taken = state["taken"]
         while left:
             self._shuffle(self.blocks.pop(0))
-            self.place = min(left, len(self.order))
+            self.place = min(left, self.orders.shape[1])
             left -= self.place

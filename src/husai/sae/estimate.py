@@ -11,6 +11,7 @@ from torch import Tensor
 from husai.config import SAEConfig
 from husai.errors import HusaiError
 from husai.sae.batches import Fresh
+from husai.sae.known import Known
 from husai.sae.pairs import Samples, split
 from husai.sae.train import Trainer
 
@@ -21,9 +22,9 @@ WARM, TIMED = 2, 8
 class Estimate:
     """setup_seconds: reading, checking and normalising the samples. step_seconds: median of the timed steps.
 
-    parameters: numbers of all seeds together. training_bytes: them, their gradients and what the optimiser keeps.
-    sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far, Python and its
-    libraries included; on CUDA, the most allocated there.
+    parameters: numbers of all seeds together, a probe's included. training_bytes: them, their gradients and what the
+    optimiser keeps. sample_bytes: samples held in memory. peak_bytes: the most that this process had in memory so far,
+    Python and its libraries included; on CUDA, the most allocated there.
     """
 
     steps: int
@@ -53,7 +54,14 @@ class Estimate:
         ]
 
 
-def estimate(x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu") -> Estimate:
+def estimate(
+    x: Samples,
+    config: SAEConfig,
+    *,
+    fresh: Fresh | None = None,
+    known: Known | None = None,
+    device: str = "cpu",
+) -> Estimate:
     """Set training up, do two steps to warm up and eight that are timed, and throw them away.
 
     Raises HusaiError as `Trainer`, or for a dictionary that is solved for.
@@ -63,7 +71,7 @@ def estimate(x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, devic
             f"sae.architecture: {config.sae.architecture} has no steps that could be timed; leave --dry-run out"
         )
     start = time.perf_counter()
-    trainer = Trainer(x, config, fresh=fresh, device=device)
+    trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
     ready = time.perf_counter() - start
     times = []
     for step in range(WARM + TIMED):
@@ -73,13 +81,14 @@ def estimate(x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, devic
             torch.cuda.synchronize(device)
         if step >= WARM:
             times.append(time.perf_counter() - start)
-    numbers = sum(value.numel() for value in trainer.params)
-    held = [*trainer.params] + [value.grad for value in trainer.params if value.grad is not None]
+    moved = [*trainer.params, *(trainer.guide.leaves if trainer.guide is not None else ())]
+    numbers = sum(value.numel() for value in moved)
+    held = moved + [value.grad for value in moved if value.grad is not None]
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
     given = [part for part in split(x) if part is not None]
     samples = [trainer.samples, trainer.targets][: len(given)]
     widths = sum(part.shape[1] for part in samples)
-    blocks = min(config.training.buffer_rows, len(x)) * widths * 4 * len(config.data_seeds)
+    blocks = min(config.training.buffer_rows, len(x)) * widths * 4
     raw = [part for part in given if isinstance(part, Tensor)]
     return Estimate(
         steps=config.training.steps,

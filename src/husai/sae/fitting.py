@@ -72,7 +72,8 @@ class Fitter:
                 peak = max(peak, float(losses.codes.abs().max()))
                 fired |= active.any(0)
             dead, explained = 1 - float(fired.double().mean()), 1 - mse / variance
-            rows.append(StepLog(step, step, seed, 0.0, mse, mse, 0.0, l0, explained, dead, 0.0, peak, 1.0, {}))
+            share = l0 / self.config.sae.d_sae
+            rows.append(StepLog(step, step, seed, 0.0, mse, mse, 0.0, l0, share, explained, dead, 0.0, peak, 1.0, {}))
         return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from husai.config import SAEConfig
 from husai.sae.history import StepLog
+from husai.sae.terms import ADDED
 
 Band = Literal["ok", "acceptable", "poor", "red"]
 BANDS: tuple[Band, ...] = ("ok", "acceptable", "poor", "red")
@@ -181,7 +182,7 @@ class _Course:
         """What is asked only where a penalty decides L0."""
         if self.fixed or self.free:
             return []
-        ratio = self.last.penalty - self.last.terms.get("decorrelation", 0.0)
+        ratio = self.last.penalty - sum(self.last.terms.get(name, 0.0) for name in ADDED)
         ratio = ratio / self.last.mse if self.last.mse else math.inf
         band = _band(ratio, ok=(0.01, 0.2), red=(0.001, 0.5))
         found = [self.check(RATIO, ratio, band, ".01 to .2, red outside .001 to .5")]

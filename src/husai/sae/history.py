@@ -8,10 +8,10 @@ from dataclasses import dataclass
 class StepLog:
     """One row of a training history, per seed and on the training batch (reports use the whole grid instead).
 
-    epoch: passes over the data so far. penalty: sum of `terms`, what is added to mse, by name. explained_variance:
-    1 − mse / variance, in the normalised space of training. dead: fraction of latents that have not fired for a pass over
-    the data. grad_norm: norm of the seed's gradient before clipping. max_activation: largest code of the batch. strength:
-    what the target-L0 controller multiplies the sparsity coefficient by.
+    epoch: passes over the data so far. penalty: sum of `terms`, what is added to mse, by name. active: l0 / d_sae.
+    explained_variance: 1 − mse / variance, in the normalised space of training. dead: fraction of latents that have not
+    fired for a pass over the data. grad_norm: norm of the seed's gradient before clipping. max_activation: largest code of
+    the batch. strength: what the target-L0 controller multiplies the sparsity coefficient by.
     """
 
     step: int
@@ -22,6 +22,7 @@ class StepLog:
     mse: float
     penalty: float
     l0: float
+    active: float
     explained_variance: float
     dead: float
     grad_norm: float
@@ -37,6 +38,7 @@ class StepLog:
 
 
 def mean_log(rows: list[StepLog]) -> dict[str, float]:
-    """Figures of one step averaged over seeds, for trackers and progress bars."""
-    names = ("loss", "mse", "penalty", "l0", "explained_variance", "dead", "lr", "grad_norm")
-    return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
+    """Figures of one step averaged over seeds, for trackers and progress bars; the terms are called loss/…"""
+    names = ("loss", "mse", "penalty", "l0", "active", "explained_variance", "dead", "lr", "grad_norm")
+    terms = {f"loss/{name}": sum(row.terms[name] for row in rows) / len(rows) for name in rows[0].terms}
+    return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names} | terms

@@ -27,6 +27,11 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         hidden = pre_activations(params, x)
         return hidden.relu() * (hidden > params.more["threshold"][:, None])
 
+    def training_codes(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
+        """Thresholds get their gradient from here."""
+        config = self.config
+        return jump(pre_activations(params, x), params.more["threshold"], config.bandwidth, config.ste_to_input)[0]
+
     def losses(
         self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
     ) -> Losses:

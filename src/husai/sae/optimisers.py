@@ -35,7 +35,7 @@ class RMSprop(torch.optim.Optimizer):
                 value.addcdiv_(value.grad, root, value=-lr)
 
 
-def optimiser_of(params: Params, recipe: SAETrainingConfig) -> torch.optim.Optimizer:
+def optimiser_of(params: Iterable[Tensor], recipe: SAETrainingConfig) -> torch.optim.Optimizer:
     """The optimiser that a recipe names."""
     if recipe.optimiser == "rmsprop":
         return RMSprop(params, recipe.lr, recipe.beta2)

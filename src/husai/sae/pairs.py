@@ -10,6 +10,7 @@ from husai.activations import Normaliser
 from husai.config import SAEConfig
 from husai.errors import HusaiError
 from husai.sae.batches import Batches, Fresh, StoreBatches
+from husai.sae.known import Known, KnownOfStore
 from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
 
 
@@ -68,15 +69,23 @@ class Side(NamedTuple):
     batches: Batches | StoreBatches
 
 
-def side(x: Tensor | Store, config: SAEConfig, what: str, device: str, fresh: Fresh | None = None) -> Side:
+def side(
+    x: Tensor | Store,
+    config: SAEConfig,
+    what: str,
+    device: str,
+    fresh: Fresh | None = None,
+    known: Known | KnownOfStore | None = None,
+) -> Side:
     """Raises HusaiError for samples that hold NaN or do not vary, and for a damaged store."""
     recipe, how = config.training, config.training.normalise
     normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, what, how)
     held = sample_rows(x, min(SAMPLE, recipe.buffer_rows)) if isinstance(x, Store) else x
     samples, order = normaliser(held).to(device), (recipe.batch_size, config.data_seeds, normaliser)
     if isinstance(x, Store):
-        return Side(normaliser, samples, StoreBatches(x, *order, recipe.buffer_rows, device))
-    return Side(normaliser, samples, Batches(samples, *order, fresh))
+        columns = known if isinstance(known, KnownOfStore) else None
+        return Side(normaliser, samples, StoreBatches(x, *order, recipe.buffer_rows, device, columns))
+    return Side(normaliser, samples, Batches(samples, *order, fresh, known if isinstance(known, Known) else None))
 
 
 def require_fit(x: Samples, config: SAEConfig, fresh: Fresh | None) -> None:

@@ -78,6 +78,11 @@ class Registered(Architecture[RegisteredConfig]):
         saved = zip(self._saved(params), x, strict=True)
         return torch.stack([one.sae.to(part.device).encode(part) for one, part in saved])
 
+    def training_codes(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
+        """Those of the class's training pass at step 0, without dead latents."""
+        none = torch.zeros(params.W_dec.shape[:2], dtype=torch.bool, device=x.device)
+        return self.losses(params, x, step=0, dead=none).codes
+
     def decode(
         self, params: Params, codes: Float[Tensor, "seeds batch d_sae"], x: Tensor | None = None
     ) -> Float[Tensor, "seeds batch d_in"]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import L1Config
-from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.architecture import Architecture, Extra, Losses, Step
 from husai.sae.kernels.choice import plain_floats
 from husai.sae.kernels.relu import relu_step
 from husai.sae.kernels.step import each_seed
@@ -43,10 +43,17 @@ class ReLU(Architecture[L]):
         return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), {"l1": l1}, codes)
 
     def gradients(
-        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Tensor | None = None,
+        extra: Extra | None = None,
     ) -> Step:
         """In blocks that stay in the cache where that applies: float32 on the CPU."""
-        if type(self) is not ReLU or target is not None or not plain_floats(params, x):
-            return super().gradients(params, x, step=step, dead=dead, target=target)
+        if type(self) is not ReLU or target is not None or extra is not None or not plain_floats(params, x):
+            return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
         strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
         return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], strength[seed], made), params)

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+ADDED = ("decorrelation", "probe", "temporal")  # names of the terms that a recipe adds
 WEAKEST, STRONGEST = 1e-4, 1e4  # what the controller may multiply a coefficient by
 FAR = 100.0  # an L0 further from its target than this factor steers no harder
 
@@ -34,6 +35,30 @@ def decorrelation_term(W_dec: Float[Tensor, "seeds d_sae d_out"], weight: float)
         value = weight * decorrelation(rows)
         (gradient,) = torch.autograd.grad(value.sum(), rows)
     return Term(value.detach(), gradient)
+
+
+def probe(
+    codes: Float[Tensor, "seeds batch d_sae"],
+    weight: Float[Tensor, "seeds d_sae classes"],
+    bias: Float[Tensor, "seeds classes"],
+    labels: Int[Tensor, "seeds batch"],
+) -> Float[Tensor, "seeds"]:
+    """Mean over the batch of the cross-entropy, in nats, of softmax(h·weight + bias) to the labels (requirements.md D2)."""
+    logits = torch.baddbmm(bias[:, None], codes, weight)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
+
+
+def temporal(
+    codes: Float[Tensor, "seeds batch d_sae"],
+    before: Float[Tensor, "seeds batch d_sae"],
+    follows: Bool[Tensor, "seeds batch"],
+) -> Float[Tensor, "seeds"]:
+    """Mean of ‖h_t − h_{t−1}‖² over the samples that follow another (requirements.md D2); 0 if none does.
+
+    before: codes of the samples one step earlier; of no account where `follows` is false.
+    """
+    moved = (codes - before).pow(2).sum(-1) * follows
+    return moved.sum(-1) / follows.sum(-1).clamp(min=1)
 
 
 def steer(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import KConfig
-from husai.sae.architecture import Architecture, Losses, Step
+from husai.sae.architecture import Architecture, Extra, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, squared_error
@@ -31,6 +31,9 @@ class TopK(Architecture[K]):
         return keep_largest(scores, self.config.k)
 
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
+        return self.training_codes(params, x)
+
+    def training_codes(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         return self.select(self.scores(params, x))
 
     def decode(
@@ -54,12 +57,19 @@ class TopK(Architecture[K]):
         return Losses(squared_error(reconstruction, wanted), {"auxk": auxk}, codes)
 
     def gradients(
-        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Tensor | None = None,
+        extra: Extra | None = None,
     ) -> Step:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
         own = type(self).select is TopK.select and self.config.decoder_norm == "unit" and not params.more
-        if target is not None or not (own and plain_floats(params, x) and numba_there()):
-            return super().gradients(params, x, step=step, dead=dead, target=target)
+        if target is not None or extra is not None or not (own and plain_floats(params, x) and numba_there()):
+            return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
         from husai.sae.kernels.topk import sparse_step
 
         def one(seed: int, alone: Params, made: Params) -> OneSeed:

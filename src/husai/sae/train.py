@@ -17,8 +17,10 @@ from husai.sae.batches import Fresh
 from husai.sae.checkpoint import Checkpoints, put_back, snapshot
 from husai.sae.dictionary import SAEEnsemble, finished
 from husai.sae.fitting import fit_saes
+from husai.sae.guide import Guide, known_of
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
+from husai.sae.known import Known
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.pairs import Samples, require_fit, side, split
 from husai.sae.params import Params
@@ -67,7 +69,7 @@ class Trainer:
     kept: names of what a checkpoint must hold; all else follows from the arguments.
     """
 
-    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches")
+    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches", "guide")
 
     def __init__(
         self,
@@ -75,18 +77,20 @@ class Trainer:
         config: SAEConfig,
         *,
         fresh: Fresh | None = None,
+        known: Known | None = None,
         device: str = "cpu",
     ) -> None:
         """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store.
 
-        Also if the architecture needs a target and x has none, or the other way about.
+        Also as `known_of`, and if the architecture needs a target and x has none, or the other way about.
         """
         require_fit(x, config, fresh)
         self.config, self.recipe, self.count = config, config.training, len(x)
         if self.count < self.recipe.batch_size:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
         source, target = split(x)
-        self.normaliser, self.samples, self.batches = side(source, config, "activations", device, fresh)
+        told = known_of(source, known, self.recipe, fresh=fresh is not None)
+        self.normaliser, self.samples, self.batches = side(source, config, "activations", device, fresh, told)
         aim = None if target is None else side(target, config, "targets", device)
         self.aim, self.targets = aim, self.samples if aim is None else aim.samples
         self.architecture: Architecture[Any] = architecture_of(config.sae)
@@ -95,7 +99,8 @@ class Trainer:
         d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
         start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
-        self.optimiser = optimiser_of(self.params, self.recipe)
+        self.guide = None if told is None else Guide(config, self.architecture, told, device)
+        self.optimiser = optimiser_of([*self.params, *(self.guide.leaves if self.guide else ())], self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
         self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
@@ -135,14 +140,17 @@ class Trainer:
             self.silent[replaced] = 0
             if self.average is not None:
                 self.average.restart(self.params, replaced)
+            if self.guide is not None:
+                self.guide.restart(replaced, self.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
         target = None if self.aim is None else self.aim.batches.at(self.step)
         if self.recipe.target_l0 is not None:
             self.architecture.strength = self.strength
-        made = self.architecture.gradients(self.params, x, step=self.step, dead=dead, target=target)
-        done = self._update(self._with_terms(made))
+        given: dict[str, Any] = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
+        done = self.architecture.gradients(self.params, x, step=self.step, dead=dead, target=target, **given)
+        done = self._update(self._with_terms(done))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
         self.step += 1
         if self.average is not None:
@@ -196,13 +204,13 @@ class Trainer:
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
         explained = 1 - done.mse / self.variance
-        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead)
+        columns = (done.mse + penalty, done.mse, penalty, done.l0, done.l0 / self.config.sae.d_sae, explained, dead)
         columns += (self.grad_norm, done.peak, self.strength, *done.terms.values())
         per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
         rows = []
         for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
-            terms = dict(zip(done.terms, row[9:], strict=True))
-            rows.append(StepLog(self.step, epoch, seed, rate, *row[:9], terms=terms))
+            terms = dict(zip(done.terms, row[10:], strict=True))
+            rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms))
         if not all(row.loss < float("inf") for row in rows):
             raise self.diverged("loss is")
         return rows
@@ -223,6 +231,7 @@ def train_saes(
     on_log: Callable[[list[StepLog]], None] = lambda _: None,
     log_every: int | None = None,
     fresh: Fresh | None = None,
+    known: Known | None = None,
     device: str = "cpu",
     checkpoints: Checkpoints | None = None,
 ) -> TrainedSAEs:
@@ -232,7 +241,8 @@ def train_saes(
 
     fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
     are centred and scaled, what a pass is, and which latents are dead. A Store is streamed; which of its latents are dead
-    is judged on the rows of `sample_rows`.
+    is judged on the rows of `sample_rows`. known: labels and order of the samples, which training.probe and
+    training.temporal need; those of a store are read from its columns.
 
     checkpoints: where the run is kept as it goes on; if one is there, training starts from it, after `on_log` and `stop`
     have been given again what they saw before. (docs/method.md §Checkpoints)
@@ -248,7 +258,7 @@ def train_saes(
         if checkpoints is not None:
             checkpoints.require_none(f"{config.sae.architecture} is fitted at once")
         return TrainedSAEs(*fit_saes(split(x)[0], config, stop=stop, stop_at=stop_at, on_log=on_log))
-    trainer = Trainer(x, config, fresh=fresh, device=device)
+    trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
     interval, last = log_every or trainer.batches.per_epoch, config.training.steps
     history: list[StepLog] = []
     judged = 0
