@@ -34,3 +34,19 @@ def lowest(_, mask):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
     return types.int64(types.int64), code
+
+
+@intrinsic
+def exceed_each(_, values, place, levels):
+    """Bit i of the result says whether values[place + i] > levels[place + i], for i < 64; contiguous float32 arrays."""
+
+    def code(context, builder, signature, arguments):
+        kind = ir.VectorType(ir.FloatType(), LANES)
+        sides = []
+        for at in (0, 2):
+            data = context.make_array(signature.args[at])(context, builder, arguments[at]).data
+            start = builder.bitcast(builder.gep(data, [arguments[1]]), kind.as_pointer())
+            sides.append(builder.load(start, align=4, typ=kind))
+        return builder.bitcast(builder.fcmp_ordered(">", *sides), ir.IntType(LANES))
+
+    return types.int64(values, types.int64, levels), code
