@@ -85,7 +85,17 @@ def entry_step(
         squares[block] *= 1.0 if finite else np.nan
         amend(block, rows)
         figures[block] = sparse.sort_block(
-            rows.start, index, value, entries.slope, start, count, column[block], fired[block], row_of, value_of, slope_of
+            rows.start,
+            index,
+            value,
+            entries.slope,
+            start,
+            count,
+            column[block],
+            fired[block],
+            row_of,
+            value_of,
+            slope_of,
         )
 
     share(forward, len(parts), threads)

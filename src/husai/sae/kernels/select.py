@@ -162,9 +162,8 @@ def trim(index, value, start, count, level, ties):
     bits = value.view(np.int32)
     for b in range(count.shape[0]):
         at, n = start[b], count[b]
+        there = np.int64(0)
         if ties > 0:
-            there = np.int64(count_at(bits[at : at + n], level))
-        else:
-            there = np.int64(0)
+            there += count_at(bits[at : at + n], level)
         count[b] = keep(index[at:], bits[at:], n, level, ties, index[at : at + n], bits[at : at + n])
         ties -= min(ties, there)

@@ -93,7 +93,7 @@ def _dense(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, le
         hidden = torch.addmm(bias, x[rows], W_enc, out=room("scores", len(f), m))
         peaks[block] = kernels.let_through(hidden.numpy(), threshold, f.numpy())
         torch.sub(b_dec, x[rows], out=e).addmm_(f, W_dec)
-        squares[block] = e.flatten().dot(e.flatten())
+        squares[block] = e.flatten().dot(e.flatten()) if kernels.finite(hidden.numpy()) else torch.nan
         torch.mm(e, back, out=s)
         inward, outward, to_bias, uses = (part.numpy() for part in sums[:, block])
         extra = torch.zeros(m)
