@@ -7,8 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from husai.config import BatchTopKConfig, JumpReLUConfig, MatryoshkaConfig, ReLUConfig, SAEConfig, TopKConfig
+from husai.config import (
+    SAE_CONFIGS,
+    BatchTopKConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    SAEConfig,
+    TopKConfig,
+)
 from husai.sae.architecture import Architecture
+from husai.sae.architectures import ARCHITECTURES
 from husai.sae.batchtopk import BatchTopK
 from husai.sae.jumprelu import JumpReLU
 from husai.sae.kernels import choice
@@ -411,6 +420,36 @@ def test_jumprelu_that_the_kernels_do_not_cover(make_params, way, config):
     dead = torch.ones(2, 20, dtype=torch.bool)
     equal(*both(architecture, params, samples(2, 64, 6).to(dtype), dead))
     assert not way
+
+
+# --- stacks by autograd ---
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "matryoshka", "gated", "topk"])
+def test_seeds_in_groups_get_what_they_get_together(make_params, monkeypatch, kind):
+    from husai.sae import architecture as module
+
+    architecture = ARCHITECTURES[kind](
+        SAE_CONFIGS[kind](d_sae=16, **({"k": 3} if kind in ("topk", "matryoshka") else {}))
+    )
+    architecture.strength = torch.arange(1.0, 6.0)
+    params = architecture.init(make_params(5, 6, 16)).map(lambda value: value.requires_grad_())
+    x, dead = samples(5, 32, 6).double(), torch.zeros(5, 16, dtype=torch.bool)
+    dead[1, 3] = dead[4, 2:9] = True
+    together = Architecture.gradients(architecture, params, x, step=50, dead=dead)
+    calls, autograd = [], Architecture._by_autograd
+    monkeypatch.setattr(Architecture, "_by_autograd", lambda *arguments: calls.append(1) or autograd(*arguments))
+    monkeypatch.setattr(module, "AT_ONCE", 2 * 32 * 16)
+    grouped = Architecture.gradients(architecture, params, x, step=50, dead=dead)
+    assert len(calls) == 3
+    torch.testing.assert_close(grouped.mse, together.mse)
+    for ours, theirs in zip(grouped.gradients, together.gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(dict(grouped.terms), dict(together.terms))
+    torch.testing.assert_close(dict(grouped.seen), dict(together.seen))
+    torch.testing.assert_close(grouped.peak, together.peak)
+    assert torch.equal(grouped.l0, together.l0)
+    assert torch.equal(grouped.fired, together.fired)
 
 
 # --- blocks ---

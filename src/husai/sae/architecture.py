@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -14,6 +15,9 @@ from husai.config import BaseSAEConfig
 from husai.sae.params import Params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
+SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
+
+AT_ONCE = 2**21  # codes of a dense batch that are computed together on the CPU
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,19 @@ class Step(NamedTuple):
     peak: Float[Tensor, "seeds"]
     seen: Mapping[str, Tensor] = MappingProxyType({})
 
+    @classmethod
+    def joined(cls, steps: "list[Step]") -> "Step":
+        """Of stacks of seeds, one after another."""
+        gradients = {
+            name: torch.cat([dict(s.gradients.items())[name] for s in steps]) for name, _ in steps[0].gradients.items()
+        }
+        mse, l0, fired, peak = (torch.cat([getattr(s, name) for s in steps]) for name in ("mse", "l0", "fired", "peak"))
+        terms, seen = (
+            {name: torch.cat([getattr(s, of)[name] for s in steps]) for name in getattr(steps[0], of)}
+            for of in ("terms", "seen")
+        )
+        return cls(Params.of(gradients), mse, terms, l0, fired, peak, seen)
+
 
 class Architecture(ABC, Generic[C]):
     """One kind of SAE. Axes as in `Params`; x is normalised.
@@ -81,21 +98,62 @@ class Architecture(ABC, Generic[C]):
     def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
         """Latent activations f(x), as a finished SAE computes them."""
 
-    def decode(self, params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
-        """Reconstruction from codes."""
-        return reconstruct(params, codes)
+    def decode(
+        self,
+        params: Params,
+        codes: Float[Tensor, "seeds batch d_sae"],
+        x: Float[Tensor, "seeds batch d_in"] | None = None,
+    ) -> Float[Tensor, "seeds batch d_out"]:
+        """Reconstruction from codes; with x, what a skip connection makes of it besides."""
+        reconstruction = reconstruct(params, codes)
+        if x is None or SKIP not in params.more:
+            return reconstruction
+        return torch.baddbmm(reconstruction, x, params.more[SKIP].mT)
 
     @abstractmethod
     def losses(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Losses:
-        """Losses of a batch at optimiser step `step`, given which latents have been silent for long."""
+        """Losses of a batch at optimiser step `step`, given which latents have been silent for long.
+
+        target: what is to be reconstructed, normalised; None: x itself.
+        """
 
     def gradients(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Step:
-        """Gradients of `losses` by autograd; a faster twin may stand here."""
-        losses = self.losses(params, x, step=step, dead=dead)
+        """Gradients of `losses` by autograd; a faster twin may stand here.
+
+        On the CPU as many seeds at once as have AT_ONCE codes, one at least: more only crowd each other out of the cache.
+        """
+        seeds = len(x)
+        at_once = max(1, AT_ONCE // (x.shape[1] * dead.shape[1])) if x.device.type == "cpu" else seeds
+        if at_once >= seeds:
+            return self._by_autograd(params, x, step, dead, target)
+        steps = []
+        for start in range(0, seeds, at_once):
+            some, group = slice(start, start + at_once), copy(self)
+            if isinstance(self.strength, Tensor):
+                group.strength = self.strength[some]
+            parts = params.map(lambda value, some=some: value.detach()[some].requires_grad_())
+            aim = None if target is None else target[some]
+            steps.append(group._by_autograd(parts, x[some], step, dead[some], aim))
+        return Step.joined(steps)
+
+    def _by_autograd(self, params: Params, x: Tensor, step: int, dead: Tensor, target: Tensor | None) -> Step:
+        losses = self.losses(params, x, step=step, dead=dead, target=target)
         gradients = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
         active = losses.codes != 0
         terms = {name: value.detach() for name, value in losses.terms.items()}

@@ -42,7 +42,8 @@ class Batches:
         if place == 0:
             self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
         rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
-        return self.samples[rows.to(self.samples.device)]
+        flat = rows.flatten().to(self.samples.device)
+        return self.samples.index_select(0, flat).unflatten(0, rows.shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the streams stand, and the orders of this pass."""

@@ -29,7 +29,9 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         hidden = pre_activations(params, x)
         return hidden.relu() * (hidden > params.more["threshold"][:, None])
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error, the sparsity loss at its warm-up level (l0), and for dead latents the mean over the batch of
         Σ ReLU(threshold − h)·‖W_dec‖ (pre_act).
 
@@ -48,14 +50,16 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         if config.pre_act_coefficient:
             missing = (threshold[:, None] - hidden).relu() * (norms * dead[:, None])
             terms["pre_act"] = config.pre_act_coefficient * missing.sum(-1).mean(-1)
-        return Losses(squared_error(self.decode(params, codes), x), terms, codes)
+        return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), terms, codes)
 
-    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+    def gradients(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Step:
         """By the kernels where they apply: float32 on the CPU, numba installed, neither quadratic loss nor pre_act."""
         config = self.config
         covered = type(self) is JumpReLU and config.sparsity_loss != "quadratic" and not config.pre_act_coefficient
-        if not (covered and plain_floats(params, x) and numba_there()):
-            return super().gradients(params, x, step=step, dead=dead)
+        if target is not None or not (covered and plain_floats(params, x) and numba_there()):
+            return super().gradients(params, x, step=step, dead=dead, target=target)
         from husai.sae.kernels.threshold import Gate, threshold_step
 
         warm = config.l0_coefficient * warmth(step, config.l0_warmup_steps)
