@@ -75,11 +75,11 @@ def _level(entries: Entries, parts: list[slice], wanted: int) -> tuple[int, list
     found = [bits[at : at + entries.count[rows].sum()] for at, rows in zip(starts, parts, strict=True)]
     every, none = np.concatenate(found), [0] * len(parts)
     if len(every) <= wanted:
-        return 0, none, select.least_above(every, 0)
+        return 0, none, int(select.least_above(every, 0))
     low, high = int(every.min()) - 1, int(every.max())
     level, left = select.exact_level(every, wanted, low, high, low + (high - low) // 8)
     if left == 0:
-        return level, none, select.least_above(every, level)
+        return level, none, int(select.least_above(every, level))
     ties = []
     for part in found:
         ties.append(min(left, select.count_at(part, level)))

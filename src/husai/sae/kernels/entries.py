@@ -1,7 +1,7 @@
 """A step of one seed from its codes' entries alone: decode, sort and differentiate, never the dense codes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from husai.sae.params import Params
 ROWS = 256  # samples a block: their scores fit in a core's cache
 
 
-class Entries(NamedTuple):
+@dataclass(frozen=True)
+class Entries:
     """What `sparse` calls entries, of a batch. width: places a sample has at most; a block starts at its first one's."""
 
     width: int

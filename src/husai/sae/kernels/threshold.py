@@ -67,7 +67,7 @@ def _sparse(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, l
     def fill(_: int, rows: slice) -> bool:
         hidden = torch.addmm(bias, x[rows], params.W_enc, out=room("scores", len(x[rows]), m)).numpy()
         kernels.passing(hidden, threshold, low.numpy(), settings[4], *entries.rows(rows))
-        return kernels.finite(hidden)
+        return bool(kernels.finite(hidden))
 
     def amend(block: int, rows: slice) -> None:
         index, value, start, count = entries.rows(rows)
@@ -75,7 +75,8 @@ def _sparse(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, l
         totals[block] = kernels.price(index, value, entries.slope, start, count, threshold, norms, settings, *both)
 
     done = entry_step(params, x, entries, fill, made, threads, amend)
-    return done, totals.sum(), *torch.from_numpy(sums.sum(1))
+    inward, outward = torch.from_numpy(sums.sum(1)).unbind()
+    return done, float(totals.sum()), inward, outward
 
 
 def _dense(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, level: Tensor, low: Tensor) -> Way:
@@ -91,7 +92,7 @@ def _dense(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, le
         rows = parts[block]
         f, e, s = codes[rows], error[rows], slopes[rows]
         hidden = torch.addmm(bias, x[rows], W_enc, out=room("scores", len(f), m))
-        peaks[block] = kernels.let_through(hidden.numpy(), threshold, f.numpy())
+        peaks[block] = float(kernels.let_through(hidden.numpy(), threshold, f.numpy()))
         torch.sub(b_dec, x[rows], out=e).addmm_(f, W_dec)
         squares[block] = e.flatten().dot(e.flatten()) if kernels.finite(hidden.numpy()) else torch.nan
         torch.mm(e, back, out=s)

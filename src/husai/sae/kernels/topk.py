@@ -23,6 +23,6 @@ def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Pa
         def fill(_: int, rows: slice) -> bool:
             part = x[rows]
             scores = torch.addmm(bias, part, params.W_enc, out=room("scores", len(part), m))
-            return select.largest(scores.numpy(), k, *entries.rows(rows))
+            return bool(select.largest(scores.numpy(), k, *entries.rows(rows)))
 
         return entry_step(params, x, entries, fill, made, threads)
