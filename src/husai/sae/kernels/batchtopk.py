@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.sae.kernels import select
-from husai.sae.kernels.entries import Entries, blocks_of, encoder_bias, entry_step
+from husai.sae.kernels.entries import ROWS, Entries, encoder_bias, entry_step
 from husai.sae.kernels.room import room
 from husai.sae.kernels.share import serial, share
 from husai.sae.kernels.step import OneSeed
@@ -28,13 +28,13 @@ def batch_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Par
     Of equal scores at the level the first are kept. seen: the smallest active score, infinity if none is.
     """
     with serial() as threads:
-        entries, bias, parts = Entries.of(len(x), len(params.b_enc)), encoder_bias(params), blocks_of(len(x))
-        finite = _gather(params, bias, x, entries, parts, k * len(x), threads)
-        level, ties, least = _level(entries, parts, k * len(x))
+        entries = Entries.of(len(x), len(params.b_enc))
+        finite = _gather(params, x, entries, k * len(x), threads)
+        level, ties, least = _level(entries, k * len(x))
 
-        def fill(block: int, rows: slice) -> bool:
-            select.trim(*entries.rows(rows), level, ties[block])
-            return bool(finite[block])
+        def fill(block: int) -> bool:
+            select.trim(*entries.rows[block], level, ties[block])
+            return finite[block]
 
         for value in made.more.values():
             value.zero_()
@@ -43,37 +43,32 @@ def batch_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Par
         return replace(done, seen={"smallest": smallest})
 
 
-def _scores(params: Params, bias: Tensor, x: Tensor) -> np.ndarray:
-    return torch.addmm(bias, x, params.W_enc, out=room("scores", len(x), len(bias))).numpy()
-
-
-def _gather(
-    params: Params, bias: Tensor, x: Tensor, entries: Entries, parts: list[slice], wanted: int, threads: int
-) -> np.ndarray:
+def _gather(params: Params, x: Tensor, entries: Entries, wanted: int, threads: int) -> list[bool]:
     """Fill in all scores above some level: at least `wanted`, or all positive ones. Returns which blocks are finite."""
-    first = _scores(params, bias, x[parts[0]]).view(np.int32).ravel()
-    finite, asked = np.empty(len(parts), np.bool_), MARGIN * wanted / len(x) * (parts[0].stop - parts[0].start)
+    bias, parts = encoder_bias(params), x.split(ROWS)
+    finite, asked = [True] * len(parts), MARGIN * wanted / len(x) * len(parts[0])
+
+    def scores(part: Tensor) -> np.ndarray:
+        return torch.addmm(bias, part, params.W_enc, out=room("scores", len(part), len(bias))).numpy()
+
     while True:
-        level = 0
+        first, level = scores(parts[0]).view(np.int32).ravel(), 0
         if select.count_above(first, 0) > asked:
             level, _ = select.bracket(first, int(asked), 0, int(first.max()), int(asked / 16), ONE)
 
         def gather(block: int, level: int = level) -> None:
-            rows = parts[block]
-            finite[block] = select.all_above(_scores(params, bias, x[rows]), level, *entries.rows(rows))
+            finite[block] = bool(select.all_above(scores(parts[block]), level, *entries.rows[block]))
 
         share(gather, len(parts), threads)
-        if level == 0 or entries.count.sum() >= wanted:
+        if level == 0 or sum(count.sum() for *_, count in entries.rows) >= wanted:
             return finite
-        first, asked = _scores(params, bias, x[parts[0]]).view(np.int32).ravel(), 2 * asked
+        asked *= 2
 
 
-def _level(entries: Entries, parts: list[slice], wanted: int) -> tuple[int, list[int], int]:
+def _level(entries: Entries, wanted: int) -> tuple[int, list[int], int]:
     """Bits of the score above which all are kept, how many at it in each block, and the least kept."""
-    bits = entries.value.view(np.int32)
-    starts = [entries.start[rows.start] for rows in parts]
-    found = [bits[at : at + entries.count[rows].sum()] for at, rows in zip(starts, parts, strict=True)]
-    every, none = np.concatenate(found), [0] * len(parts)
+    found = [value.view(np.int32)[start[0] : start[0] + count.sum()] for _, value, start, count in entries.rows]
+    every, none = np.concatenate(found), [0] * len(found)
     if len(every) <= wanted:
         return 0, none, int(select.least_above(every, 0))
     low, high = int(every.min()) - 1, int(every.max())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.sae.kernels import gate as kernels
-from husai.sae.kernels.entries import Entries, blocks_of, encoder_bias, entry_step
+from husai.sae.kernels.entries import ROWS, Entries, blocks_of, encoder_bias, entry_step
 from husai.sae.kernels.room import room
 from husai.sae.kernels.share import serial, share
 from husai.sae.kernels.step import OneSeed
@@ -60,17 +60,19 @@ Way = tuple[OneSeed, float, Tensor, Tensor]
 
 
 def _sparse(params: Params, x: Tensor, gate: Gate, made: Params, threads: int, level: Tensor, low: Tensor) -> Way:
-    m, settings, threshold = len(level), gate.over(len(x)), level.numpy()
+    m, settings, threshold, bound = len(level), gate.over(len(x)), level.numpy(), low.numpy()
     entries, bias, norms = Entries.of(len(x), m), encoder_bias(params), params.W_dec.norm(dim=-1).numpy()
-    sums, totals = np.empty((2, len(blocks_of(len(x))), m), np.float32), np.zeros(len(blocks_of(len(x))))
+    parts = x.split(ROWS)
+    sums, totals = np.empty((2, len(parts), m), np.float32), np.zeros(len(parts))
 
-    def fill(_: int, rows: slice) -> bool:
-        hidden = torch.addmm(bias, x[rows], params.W_enc, out=room("scores", len(x[rows]), m)).numpy()
-        kernels.passing(hidden, threshold, low.numpy(), settings[4], *entries.rows(rows))
+    def fill(block: int) -> bool:
+        part = parts[block]
+        hidden = torch.addmm(bias, part, params.W_enc, out=room("scores", len(part), m)).numpy()
+        kernels.passing(hidden, threshold, bound, settings[4], *entries.rows[block])
         return bool(kernels.finite(hidden))
 
-    def amend(block: int, rows: slice) -> None:
-        index, value, start, count = entries.rows(rows)
+    def amend(block: int) -> None:
+        index, value, start, count = entries.rows[block]
         both = (sums[0, block], sums[1, block])
         totals[block] = kernels.price(index, value, entries.slope, start, count, threshold, norms, settings, *both)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.sae.kernels import select
-from husai.sae.kernels.entries import Entries, encoder_bias, entry_step
+from husai.sae.kernels.entries import ROWS, Entries, encoder_bias, entry_step
 from husai.sae.kernels.room import room
 from husai.sae.kernels.share import serial
 from husai.sae.kernels.step import OneSeed
@@ -19,10 +19,11 @@ def sparse_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Pa
     """Squared error of one seed with the k largest scores of every sample active; its gradients go to `made`."""
     with serial() as threads:
         entries, bias, m = Entries.of(len(x), k), encoder_bias(params), len(params.b_enc)
+        parts = x.split(ROWS)
 
-        def fill(_: int, rows: slice) -> bool:
-            part = x[rows]
+        def fill(block: int) -> bool:
+            part = parts[block]
             scores = torch.addmm(bias, part, params.W_enc, out=room("scores", len(part), m))
-            return bool(select.largest(scores.numpy(), k, *entries.rows(rows)))
+            return bool(select.largest(scores.numpy(), k, *entries.rows[block]))
 
         return entry_step(params, x, entries, fill, made, threads)
