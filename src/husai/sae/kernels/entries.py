@@ -91,7 +91,8 @@ def entry_step(
 
     def forward(block: int) -> None:
         finite = fill(block)
-        squares[block] = sparse.decode(*decoding[block]) if finite else math.nan
+        square = sparse.decode(*decoding[block])
+        squares[block] = square if finite else math.nan
         amend(block)
         figures[block] = sparse.sort_block(*sorting[block])
 

@@ -8,7 +8,21 @@ row b lie at start[b] … start[b] + count[b], and a block's from start of its f
 import numba
 import numpy as np
 
+from husai.sae.kernels.bits import LANES, add_rows
+
 kernel = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+
+
+@kernel
+def add_weighted(out, rows, index, weight, scale, first, last):
+    """out += Σ_t scale · weight[t] · rows[index[t]] over first ≤ t < last."""
+    whole = out.shape[0] // LANES * LANES
+    for at in range(0, whole, LANES):
+        add_rows(out, rows, at, index, weight, scale, first, last)
+    for t in range(first, last if whole < out.shape[0] else first):
+        row, factor = rows[index[t]], scale * weight[t]
+        for c in range(whole, out.shape[0]):
+            out[c] += factor * row[c]
 
 
 @kernel
@@ -20,20 +34,22 @@ def decode(x, W_dec, b_dec, scale, index, value, start, count, error, slope):
         e, first, last = error[b], start[b], start[b] + count[b]
         for c in range(d):
             e[c] = b_dec[c] - x[b, c]
+        add_weighted(e, W_dec, index, value, np.float32(1), first, last)
         whole = first + (last - first) // 4 * 4
-        for t in range(first, whole, 4):
-            p, q, r, s = W_dec[index[t]], W_dec[index[t + 1]], W_dec[index[t + 2]], W_dec[index[t + 3]]
-            for c in range(d):
-                e[c] += value[t] * p[c] + value[t + 1] * q[c] + value[t + 2] * r[c] + value[t + 3] * s[c]
-        for t in range(whole, last):
-            p = W_dec[index[t]]
-            for c in range(d):
-                e[c] += value[t] * p[c]
         square = np.float32(0)
         for c in range(d):
             square += e[c] * e[c]
         total += square
-        for t in range(first, last):
+        for t in range(first, whole, 4):
+            p, q, r, s = W_dec[index[t]], W_dec[index[t + 1]], W_dec[index[t + 2]], W_dec[index[t + 3]]
+            h, i, j, k = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for c in range(d):
+                h += e[c] * p[c]
+                i += e[c] * q[c]
+                j += e[c] * r[c]
+                k += e[c] * s[c]
+            slope[t], slope[t + 1], slope[t + 2], slope[t + 3] = scale * h, scale * i, scale * j, scale * k
+        for t in range(whole, last):
             p, along = W_dec[index[t]], np.float32(0)
             for c in range(d):
                 along += e[c] * p[c]
@@ -47,24 +63,32 @@ def sort_block(first_row, index, value, slope, start, count, column, fired, row_
 
     fired (m): which latents have a value. Returns how many values there are and the largest magnitude.
     """
-    m, active, peak = column.shape[0] - 1, 0, np.float32(0)
+    m, active, every, peak = column.shape[0] - 1, 0, 0, np.float32(0)
     column[:] = 0
-    fired[:] = False
+    for b in range(count.shape[0]):
+        every += count[b]
+        for t in range(start[b], start[b] + count[b]):
+            active += value[t] != 0
+            peak = max(peak, abs(value[t]))
+    all_active = active == every
     for b in range(count.shape[0]):
         for t in range(start[b], start[b] + count[b]):
-            v = value[t]
-            column[index[t] + 1] += (v != 0) | (slope[t] != 0)
-            fired[index[t]] |= v != 0
-            active += v != 0
-            peak = max(peak, abs(v))
+            column[np.uint32(index[t]) + 1] += all_active | (value[t] != 0) | (slope[t] != 0)
     for f in range(m):
+        fired[f] = column[f + 1] > 0
         column[f + 1] += column[f]
+    if column[m] > active:
+        fired[:] = False
+        for b in range(count.shape[0]):
+            for t in range(start[b], start[b] + count[b]):
+                fired[index[t]] |= value[t] != 0
     at = column[:m] + start[0]
     for b in range(count.shape[0]):
         for t in range(start[b], start[b] + count[b]):
-            if (value[t] != 0) | (slope[t] != 0):
-                e = at[index[t]]
-                at[index[t]] = e + 1
+            if all_active | (value[t] != 0) | (slope[t] != 0):
+                f = np.uint32(index[t])
+                e = at[f]
+                at[f] = e + 1
                 row_of[e], value_of[e], slope_of[e] = first_row + b, value[t], slope[t]
     return active, peak
 
@@ -85,29 +109,10 @@ def latent_gradients(
     for block in range(base.shape[0]):
         for f in range(first, last):
             start, end = base[block] + column[block, f], base[block] + column[block, f + 1]
-            atom, feature, bias = g_dec[f], toward[f - first], g_bias[f]
-            whole = start + (end - start) // 4 * 4
-            for e in range(start, whole, 4):
-                h, i, j, k = row_of[e], row_of[e + 1], row_of[e + 2], row_of[e + 3]
-                p, q, r, s = (
-                    scale * value_of[e],
-                    scale * value_of[e + 1],
-                    scale * value_of[e + 2],
-                    scale * value_of[e + 3],
-                )
-                for c in range(d):
-                    atom[c] += p * error[h, c] + q * error[i, c] + r * error[j, c] + s * error[k, c]
-                p, q, r, s = slope_of[e], slope_of[e + 1], slope_of[e + 2], slope_of[e + 3]
-                for c in range(d):
-                    feature[c] += p * x[h, c] + q * x[i, c] + r * x[j, c] + s * x[k, c]
-                bias += p + q + r + s
-            for e in range(whole, end):
-                i, p, q = row_of[e], scale * value_of[e], slope_of[e]
-                for c in range(d):
-                    atom[c] += p * error[i, c]
-                    feature[c] += q * x[i, c]
-                bias += q
-            g_bias[f] = bias
+            add_weighted(g_dec[f], error, row_of, value_of, scale, start, end)
+            add_weighted(toward[f - first], x, row_of, slope_of, np.float32(1), start, end)
+            for e in range(start, end):
+                g_bias[f] += slope_of[e]
     for c in range(d):
         for f in range(first, last):
             g_enc[c, f] = toward[f - first, c] - g_bias[f] * b_dec[c]
