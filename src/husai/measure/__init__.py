@@ -26,7 +26,7 @@ from husai.measure.recovery import (
     recovery_rows,
 )
 from husai.measure.rows import Measurement, Row
-from husai.measure.stability import stability_rows, symmetry_rows
+from husai.measure.stability import calibration_rows, stability_rows, symmetry_rows
 
 __all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
 
@@ -60,6 +60,8 @@ def measure(
     causal_rows(result, members, hook, draws=coded)
     planted_rows(result, members, hook)
     stability_rows(result, members, hook, draws)
+    if final:
+        calibration_rows(result, members, hook)
     if hook.shifts is not None:
         symmetry_rows(result, members, hook, hook.shifts, analysis, final=final, wide=wide)
     if untrained is not None:
