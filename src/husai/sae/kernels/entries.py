@@ -91,10 +91,11 @@ def entry_step(
 
     def forward(block: int) -> None:
         finite = fill(block)
-        square = sparse.decode(*decoding[block])
+        square = float(sparse.decode(*decoding[block]))
         squares[block] = square if finite else math.nan
         amend(block)
-        figures[block] = sparse.sort_block(*sorting[block])
+        active, largest = sparse.sort_block(*sorting[block])
+        figures[block] = int(active), float(largest)
 
     share(forward, len(parts), threads)
     gradients = (value.numpy() for value in (made.W_dec, made.W_enc, made.b_enc))
