@@ -19,6 +19,7 @@ from husai.sae.kernels.step import OneSeed
 from husai.sae.params import Params
 
 ONE = int(np.float32(1).view(np.int32))
+SAMPLE = 64  # samples by which the level is guessed
 MARGIN = 1.25  # candidates gathered, relative to what is kept
 
 
@@ -46,13 +47,13 @@ def batch_step(params: Params, x: Float[Tensor, "batch d_in"], k: int, made: Par
 def _gather(params: Params, x: Tensor, entries: Entries, wanted: int, threads: int) -> list[bool]:
     """Fill in all scores above some level: at least `wanted`, or all positive ones. Returns which blocks are finite."""
     bias, parts = encoder_bias(params), x.split(ROWS)
-    finite, asked = [True] * len(parts), MARGIN * wanted / len(x) * len(parts[0])
+    finite, asked = [True] * len(parts), MARGIN * wanted / len(x) * len(x[:SAMPLE])
 
     def scores(part: Tensor) -> np.ndarray:
         return torch.addmm(bias, part, params.W_enc, out=room("scores", len(part), len(bias))).numpy()
 
     while True:
-        first, level = scores(parts[0]).view(np.int32).ravel(), 0
+        first, level = scores(x[:SAMPLE]).view(np.int32).ravel(), 0
         if select.count_above(first, 0) > asked:
             level, _ = select.bracket(first, int(asked), 0, int(first.max()), int(asked / 16), ONE)
 
