@@ -7,6 +7,7 @@ installed are skipped; `pip install husai[bench]` brings them.
 """
 
 import csv
+import ctypes
 import importlib.metadata
 import logging
 import multiprocessing
@@ -53,7 +54,9 @@ def resident(field: str) -> float:
 
 
 def added(work: Callable[[], object]) -> float:
-    """MiB by which the memory of this process rises at most during `work`."""
+    """MiB by which the memory of this process rises at most during `work`; what earlier work has freed is given back first."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = resident("VmRSS")
     work()

@@ -31,6 +31,9 @@ def test_memory_that_work_adds_is_measured(scripts):
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("memory is measured on Linux only")
     torch.ones(2**26)  # a peak before, of 256 MiB, does not count
+    held = [torch.ones(2**18) for _ in range(64)]  # nor is what is freed here there to be used again unseen
+    del held
+    assert sae.added(lambda: [torch.ones(2**18) for _ in range(32)]) == pytest.approx(32, abs=4)
     assert sae.added(lambda: torch.ones(2**24)) == pytest.approx(64, abs=4)
     assert sae.added(lambda: None) < 1
 
