@@ -46,7 +46,7 @@ class BatchTopK(TopK[B]):
         losses = super().losses(params, x, step=step, dead=dead, target=target)
         return replace(losses, seen={"smallest": smallest_active(losses.codes.detach())})
 
-    def kernel(self) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
+    def kernel(self, params: Params) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
         from husai.sae.kernels.batchtopk import batch_step
 
         return batch_step if type(self) is BatchTopK else None

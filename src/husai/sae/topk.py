@@ -58,7 +58,7 @@ class TopK(Architecture[K]):
         self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
     ) -> Step:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
-        kernel = self.kernel() if target is None and plain_floats(params, x) and numba_there() else None
+        kernel = self.kernel(params) if target is None and plain_floats(params, x) and numba_there() else None
         if kernel is None or self.config.decoder_norm != "unit":
             return super().gradients(params, x, step=step, dead=dead, target=target)
 
@@ -69,11 +69,12 @@ class TopK(Architecture[K]):
 
         return each_seed(one, params)
 
-    def kernel(self) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
+    def kernel(self, params: Params) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
         """The fast twin of the squared error and its gradients; None where there is none."""
         from husai.sae.kernels.topk import sparse_step
 
-        return sparse_step if type(self) is TopK else None
+        same = type(self).select is TopK.select and type(self).losses is TopK.losses
+        return sparse_step if same and not params.more else None
 
     def _add_auxk(self, params: Params, x: Tensor, residual: Tensor, dead: Tensor, gradients: Params) -> Tensor:
         """AuxK of one seed, computed on the dead columns alone; its gradients are added to `gradients`."""
