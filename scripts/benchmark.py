@@ -1,11 +1,12 @@
 """Speed as a ratio against peers, measured side by side in one run.
 
-    python scripts/benchmark.py [transformer|sae] [--rounds 7] [--out results/benchmarks]      (default: both)
+    python scripts/benchmark.py [transformer|sae] [--rounds 7] [--device cpu] [--out results/benchmarks]    (default: both)
 
 `transformer`: one full-batch training step (forward, float64 cross-entropy at the last position, backward, AdamW) of our
 last-position path and of TransformerLens' HookedTransformer on the same weights, for both layouts. The two are
 interleaved, the figure is the median over rounds, and their losses must agree.
-`sae`: one step of every architecture against SAELens, dictionary_learning and sparsify; see benchmark_sae.py beside this.
+`sae`: one step of every architecture against SAELens, dictionary_learning and sparsify (`pip install husai[bench]`); see
+benchmark_sae.py beside this. With `--device cuda`: SAEs per GPU-hour against SAELens run one by one; see benchmark_gpu.py.
 """
 
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from benchmark_gpu import benchmark as gpu
+from benchmark_gpu import require_device
 from benchmark_sae import benchmark as sae
 from benchmark_sae import interleaved
 
@@ -94,12 +97,14 @@ def main(
     what: Annotated[Literal["transformer", "sae", "both"], typer.Argument(help="what to measure")] = "both",
     rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
     p: Annotated[int, typer.Option(help="modulus")] = 113,
+    device: Annotated[str, typer.Option(help="where SAEs are trained: cpu, cuda or cuda:N")] = "cpu",
     out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("results/benchmarks"),
 ) -> int:
     """Run the benchmarks and write their tables."""
+    require_device(device)
     fine = what == "sae" or transformer(rounds, p, out)
     if what != "transformer":
-        fine = sae(rounds, out) and fine
+        fine = (sae(rounds, out) if device == "cpu" else gpu(device, rounds, out)) and fine
     return 0 if fine else 1
 
 

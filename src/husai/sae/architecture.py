@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -16,6 +17,8 @@ from husai.sae.params import Params, init_params, reconstruct
 C = TypeVar("C", bound=BaseSAEConfig)
 Extra = Callable[[Params, Tensor], Mapping[str, Tensor]]  # parameters and codes of a batch to further terms, by name
 SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
+
+AT_ONCE = 2**21  # codes of a dense batch that are computed together on the CPU
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ class Step(NamedTuple):
     fired: Bool[Tensor, "seeds d_sae"]
     peak: Float[Tensor, "seeds"]
     seen: Mapping[str, Tensor] = MappingProxyType({})
+
+    @classmethod
+    def joined(cls, steps: "list[Step]") -> "Step":
+        """Of stacks of seeds, one after another."""
+        gradients = {
+            name: torch.cat([dict(s.gradients.items())[name] for s in steps]) for name, _ in steps[0].gradients.items()
+        }
+        mse, l0, fired, peak = (torch.cat([getattr(s, name) for s in steps]) for name in ("mse", "l0", "fired", "peak"))
+        terms, seen = (
+            {name: torch.cat([getattr(s, of)[name] for s in steps]) for name in getattr(steps[0], of)}
+            for of in ("terms", "seen")
+        )
+        return cls(Params.of(gradients), mse, terms, l0, fired, peak, seen)
 
 
 class Architecture(ABC, Generic[C]):
@@ -139,7 +155,27 @@ class Architecture(ABC, Generic[C]):
         target: Float[Tensor, "seeds batch d_out"] | None = None,
         extra: Extra | None = None,
     ) -> Step:
-        """Gradients of `losses` by autograd, with the terms of `extra` added; a faster twin may stand here where it is None."""
+        """Gradients of `losses` by autograd, with the terms of `extra` added; a faster twin may stand here where it is None.
+
+        On the CPU as many seeds at once as have AT_ONCE codes, one at least: more only crowd each other out of the cache.
+        """
+        seeds = len(x)
+        at_once = max(1, AT_ONCE // (x.shape[1] * dead.shape[1])) if x.device.type == "cpu" and extra is None else seeds
+        if at_once >= seeds:
+            return self._by_autograd(params, x, step, dead, target, extra)
+        steps = []
+        for start in range(0, seeds, at_once):
+            some, group = slice(start, start + at_once), copy(self)
+            if isinstance(self.strength, Tensor):
+                group.strength = self.strength[some]
+            parts = params.map(lambda value, some=some: value.detach()[some].requires_grad_())
+            aim = None if target is None else target[some]
+            steps.append(group._by_autograd(parts, x[some], step, dead[some], aim, None))
+        return Step.joined(steps)
+
+    def _by_autograd(
+        self, params: Params, x: Tensor, step: int, dead: Tensor, target: Tensor | None, extra: Extra | None
+    ) -> Step:
         losses = self.losses(params, x, step=step, dead=dead, target=target)
         if extra is not None:
             losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})

@@ -47,7 +47,8 @@ class Batches:
         if place == 0:
             self.orders = torch.stack([torch.randperm(len(self.samples), generator=g) for g in self.generators])
         self.rows: Int[Tensor, "seeds batch"] = self.orders[:, place * self.batch_size : (place + 1) * self.batch_size]
-        return self.samples[self.rows.to(self.samples.device)]
+        flat = self.rows.flatten().to(self.samples.device)
+        return self.samples.index_select(0, flat).unflatten(0, self.rows.shape)
 
     def beside(self) -> Beside:
         """What is known of the batch that `at` gave last."""

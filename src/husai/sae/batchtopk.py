@@ -1,6 +1,6 @@
 """BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410): k active latents a sample on average over a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from husai.config import BatchConfig
 from husai.sae.architecture import Losses
+from husai.sae.kernels.step import OneSeed
 from husai.sae.params import Params
 from husai.sae.topk import TopK, keep_largest
 
@@ -44,6 +45,11 @@ class BatchTopK(TopK[B]):
         """As TopK's."""
         losses = super().losses(params, x, step=step, dead=dead, target=target)
         return replace(losses, seen={"smallest": smallest_active(losses.codes.detach())})
+
+    def kernel(self, params: Params) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
+        from husai.sae.kernels.batchtopk import batch_step
+
+        return batch_step if type(self) is BatchTopK else None
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """A batch without any active latent leaves the threshold as it is."""

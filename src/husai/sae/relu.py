@@ -8,9 +8,9 @@ from torch import Tensor
 
 from husai.config import L1Config
 from husai.sae.architecture import Architecture, Extra, Losses, Step
-from husai.sae.kernels.choice import plain_floats
+from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.relu import relu_step
-from husai.sae.kernels.step import each_seed
+from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, squared_error
 from husai.schedule import warmth
 
@@ -52,8 +52,15 @@ class ReLU(Architecture[L]):
         target: Tensor | None = None,
         extra: Extra | None = None,
     ) -> Step:
-        """In blocks that stay in the cache where that applies: float32 on the CPU."""
+        """In blocks that stay in the cache where that applies: float32 on the CPU. With numba, sparse codes as such."""
         if type(self) is not ReLU or target is not None or extra is not None or not plain_floats(params, x):
             return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
         strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
+        if numba_there():
+            from husai.sae.kernels.threshold import Gate, threshold_step
+
+            def one(seed: int, alone: Params, made: Params) -> OneSeed:
+                return threshold_step(alone, x[seed], Gate(l1=strength[seed]), made, "l1")
+
+            return each_seed(one, params)
         return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], strength[seed], made), params)

@@ -1,5 +1,6 @@
 """TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093, §2.3 and appendix A.2)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -67,17 +68,25 @@ class TopK(Architecture[K]):
         extra: Extra | None = None,
     ) -> Step:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
-        own = type(self).select is TopK.select and self.config.decoder_norm == "unit" and not params.more
-        if target is not None or extra is not None or not (own and plain_floats(params, x) and numba_there()):
+        plain = target is not None or extra is not None or not (plain_floats(params, x) and numba_there())
+        kernel = None if plain else self.kernel(params)
+        if kernel is None or self.config.decoder_norm != "unit":
             return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
-        from husai.sae.kernels.topk import sparse_step
 
         def one(seed: int, alone: Params, made: Params) -> OneSeed:
-            done = sparse_step(alone, x[seed], self.config.k, made)
+            done = kernel(alone, x[seed], self.config.k, made)
             auxk = self._add_auxk(alone, x[seed], done.residual, dead[seed], made)
             return replace(done, terms={"auxk": auxk})
 
         return each_seed(one, params)
+
+    def kernel(self, params: Params) -> Callable[[Params, Tensor, int, Params], OneSeed] | None:
+        """The fast twin of the squared error and its gradients; None where there is none."""
+        from husai.sae.kernels.topk import sparse_step
+
+        computed = ("scores", "select", "decode", "losses")
+        same = all(getattr(type(self), name) is getattr(TopK, name) for name in computed)
+        return sparse_step if same and not params.more else None
 
     def _add_auxk(self, params: Params, x: Tensor, residual: Tensor, dead: Tensor, gradients: Params) -> Tensor:
         """AuxK of one seed, computed on the dead columns alone; its gradients are added to `gradients`."""

@@ -1,7 +1,7 @@
 """What a kernel gives for one seed, and a whole stack's step from it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ class OneSeed:
     peak: Tensor
     terms: Mapping[str, Tensor]
     residual: Float[Tensor, "batch d_in"]
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def each_seed(one: Callable[[int, Params, Params], OneSeed], params: Params) -> Step:
@@ -35,4 +36,5 @@ def each_seed(one: Callable[[int, Params, Params], OneSeed], params: Params) -> 
     names = ("mse", "l0", "fired", "peak")
     mse, l0, fired, peak = (torch.stack([getattr(done, name) for done in steps]) for name in names)
     terms = {name: torch.stack([done.terms[name] for done in steps]) for name in steps[0].terms}
-    return Step(gradients, mse, terms, l0, fired, peak)
+    seen = {name: torch.stack([done.seen[name] for done in steps]) for name in steps[0].seen}
+    return Step(gradients, mse, terms, l0, fired, peak, seen)
