@@ -71,7 +71,7 @@ SUITE = {"name": "s", "hooks": ["resid_post"], "entries": [{"sae": {"architectur
         ),
         (
             {"entries": [{"sae": {"architecture": "topq"}}]},
-            f"'entries.0.sae.architecture': must be {', '.join(map(repr, SAE_CONFIGS))}, got 'topq'",
+            f"'entries.0.sae.architecture': must be {', '.join(map(repr, SAE_CONFIGS))}, 'package.module:Class', got 'topq'",
         ),
         ({"entries": [{"sae": {"k": 3}}]}, "key 'entries.0.sae.architecture' is missing"),
         ({"model": {"task": {"q": 1}}}, "unknown key 'model.task.q'. Allowed here: op, p"),

@@ -132,10 +132,10 @@ def test_a_peak_by_hand():
 def test_resampled_atoms_are_pointed_at_the_nearest_candidate(x, monkeypatch):
     checked = []
 
-    def spy(params, optimiser, samples, architecture, streams, **more):
+    def spy(params, optimiser, samples, architecture, streams, **given):
         from husai.sae.resample import resample_dead
 
-        dead = resample_dead(params, optimiser, samples, architecture, streams, **more)
+        dead = resample_dead(params, optimiser, samples, architecture, streams, **given)
         for seed, which in enumerate(dead):
             checked.append(int(which.sum()))
             if not checked[-1]:

@@ -43,10 +43,10 @@ def test_atoms_of_two_seeds_are_as_unlike_as_they_were_drawn(x):
 def test_a_resampled_encoder_starts_again_along_its_own_atom(x, monkeypatch):
     seen = []
 
-    def spy(params, *rest, **more):
+    def spy(params, *rest, **given):
         from husai.sae.resample import resample_dead
 
-        dead = resample_dead(params, *rest, **more)
+        dead = resample_dead(params, *rest, **given)
         for seed, which in enumerate(dead):
             columns = F.normalize(params.W_enc[seed][:, which].detach().T, dim=-1)
             seen.append(float((columns * params.W_dec[seed, which].detach()).sum(-1).min()) if which.any() else 1.0)

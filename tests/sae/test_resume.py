@@ -126,9 +126,9 @@ def assert_equal(first, second):
         ("tensor", "topk", (3, 29, -35, 58)),
         ("tensor", "relu", (22, 41)),
         ("store", "topk", (13, -21, 50)),
-        ("tensor", "archetypal", (30,)),
         ("tensor", "topk_skip_transcoder", (33,)),
         ("store", "topk_skip_transcoder", (40,)),
+        ("tensor", "archetypal", (30,)),
     ],
 )
 def test_killed_anywhere_and_resumed_a_run_ends_bit_for_bit_the_same(tmp_path, x, source, kind, deaths):
@@ -290,6 +290,8 @@ def test_everything_that_changes_in_training_is_kept(x):
         "variance",
         "dead_steps",
         "grad_norm",
+        "aim",
+        "targets",
     }
     assert set(vars(Trainer(x, recipe()))) == follows | set(Trainer.kept)
 

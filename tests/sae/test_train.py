@@ -217,7 +217,8 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name):
         return original(self, params, *args, **kwargs)
 
     monkeypatch.setattr(architecture, "gradients", spy)
-    trained = train_saes(given(KINDS[name], x), recipe(KINDS[name]))
+    kind = KINDS[name]
+    trained = train_saes(given(kind, x), recipe(kind))
     assert len(drift) == 60
     assert max(drift) < 1e-5 if decoder_norm == "unit" else max(drift) > 0.01
     torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))

@@ -75,9 +75,8 @@ KINDS = {
     "topk_skip_transcoder weighted": TopKSkipTranscoderConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
     "topk_skip_sae unit": TopKSkipSAEConfig(d_sae=D_SAE, k=3),
 }
-OPENED = {  # SAELens has none of the others
-    name: kind for name, kind in KINDS.items() if not name.startswith(("topk_", "blocktopk", "nmf"))
-}
+OURS = ("topk_", "blocktopk", "nmf")  # SAELens has none such
+OPENED = {name: kind for name, kind in KINDS.items() if not name.startswith(OURS)}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -130,8 +129,8 @@ def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, t
         save_sae(ensemble, index, tmp_path / str(index), {})
         theirs = sae_lens.SAE.load_from_disk(tmp_path / str(index))
         equal_outputs(ensemble.member(index), theirs, x)
-        names = {"relu": "standard", "skip_sae": "skip_transcoder"}
-        names |= dict.fromkeys(("batchtopk", "matryoshka"), "jumprelu") | dict.fromkeys(("pca", "ica"), "abstopk")
+        names = {"relu": "standard", "skip_sae": "skip_transcoder", "pca": "abstopk", "ica": "abstopk"}
+        names |= dict.fromkeys(("batchtopk", "matryoshka"), "jumprelu")
         names |= dict.fromkeys(("archetypal", "frozen", "kmeans"), "topk")
         assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 

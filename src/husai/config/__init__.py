@@ -51,6 +51,7 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
+from husai.config.registered import AnySAE, RegisteredConfig
 from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
@@ -59,6 +60,7 @@ __all__ = [
     "SAE_CONFIGS",
     "AbsTopKConfig",
     "AnalysisConfig",
+    "AnySAE",
     "ArchetypalConfig",
     "BaseSAEConfig",
     "BatchConfig",
@@ -88,6 +90,7 @@ __all__ = [
     "Recipe",
     "RecurrentConfig",
     "RecurrentShape",
+    "RegisteredConfig",
     "SAEConfig",
     "SAEKind",
     "SAETrainingConfig",

@@ -1,7 +1,7 @@
 """The dials of every architecture: which it is, how wide, how sparse."""
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -214,6 +214,12 @@ SAEKind = (
     | AbsTopKConfig
     | JumpReLUConfig
     | GatedConfig
+    | TranscoderConfig
+    | SkipTranscoderConfig
+    | SkipSAEConfig
+    | TopKTranscoderConfig
+    | TopKSkipTranscoderConfig
+    | TopKSkipSAEConfig
     | BlockTopKConfig
     | ArchetypalConfig
     | FrozenConfig
@@ -221,12 +227,5 @@ SAEKind = (
     | ICAConfig
     | NMFConfig
     | KMeansConfig
-    | TranscoderConfig
-    | SkipTranscoderConfig
-    | SkipSAEConfig
-    | TopKTranscoderConfig
-    | TopKSkipTranscoderConfig
-    | TopKSkipSAEConfig
 )
 SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
-ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]

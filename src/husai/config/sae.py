@@ -5,8 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.architectures import SAE_CONFIGS, ArchitectureConfig
+from husai.config.architectures import SAE_CONFIGS
 from husai.config.base import Config, Fraction, Positive, Seed, override, read_yaml
+from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.errors import HusaiError
 
 
@@ -121,7 +122,9 @@ class SAEConfig(Config):
     def warmup(self) -> int:
         """Steps until every warm-up is over: the learning rate's, and that of any penalty."""
         named = {name: getattr(part, name) for part in (self.training, self.sae) for name in type(part).model_fields}
-        return max(steps for name, steps in named.items() if name.endswith("warmup_steps"))
+        named |= named.get("settings", {})  # SAELens writes warm_up
+        ends = ("warmup_steps", "warm_up_steps")
+        return max(steps for name, steps in named.items() if name.endswith(ends) and isinstance(steps, int))
 
     @model_validator(mode="after")
     def _target_can_be_steered(self) -> Self:
@@ -154,9 +157,12 @@ class SAEConfig(Config):
         """
         if architecture is None:
             return super().load(path, overrides)
-        if architecture not in SAE_CONFIGS:
-            raise HusaiError(f"architecture '{architecture}': must be one of {', '.join(SAE_CONFIGS)}")
-        data, known = read_yaml(path), SAE_CONFIGS[architecture].model_fields
+        if architecture not in SAE_CONFIGS and not is_registered(architecture):
+            raise HusaiError(
+                f"architecture '{architecture}': must be one of {', '.join(SAE_CONFIGS)}, a name registered with SAELens "
+                f"({', '.join(SAE_LENS)}, …), or {REGISTERED}"
+            )
+        data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
         if SAE_CONFIGS[architecture].own_width:
             known = {key: value for key, value in known.items() if key != "d_sae"}

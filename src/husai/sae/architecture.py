@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import BaseSAEConfig
-from husai.sae.params import Params, reconstruct
+from husai.sae.params import Params, init_params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
 SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
@@ -76,6 +76,10 @@ class Architecture(ABC, Generic[C]):
 
     def begin(self, samples: Float[Tensor, "samples d_in"], init_seeds: tuple[int, ...]) -> None:
         """What it takes from the (normalised) samples before training; most take nothing. Raises HusaiError."""
+
+    def start(self, d_in: int, seeds: tuple[int, ...], *, d_target: int | None = None) -> Params:
+        """Parameters before the first step, drawn from each seed's own stream. d_target: width of a transcoder's target."""
+        return self.init(init_params(d_in, self.config.d_sae, seeds, d_target=d_target))
 
     def init(self, params: Params) -> Params:
         """Freshly drawn parameters, with what this architecture has beside the four; a skip connection starts at 0."""

@@ -55,14 +55,13 @@ def resample_dead(
             chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)
             rows = chosen.to(samples.device)
             atoms = F.normalize(targets[rows] - alone.b_dec, dim=-1)
-            centred = architecture.config.centred()
-            reading = F.normalize(samples[rows], dim=-1)
             size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * architecture.encoder_scale
             for name, value in params.more.items():
                 if rows_of(name, value, dead) is not None:
                     value[seed, dead[seed]] = fresh[name][seed, dead[seed]]
             reached = architecture.point(params, seed, dead[seed], atoms)
-            params.W_enc[seed][:, dead[seed]] = (reached if centred else reading).T * size
+            reading = reached if architecture.config.centred() else F.normalize(samples[rows], dim=-1)
+            params.W_enc[seed][:, dead[seed]] = reading.T * size
             params.b_enc[seed, dead[seed]] = 0.0
         _clear_moments(params, optimiser, dead)
     return dead

@@ -21,7 +21,7 @@ from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.pairs import Samples, require_fit, side, split
-from husai.sae.params import Params, init_params
+from husai.sae.params import Params
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation_term, steer
 from husai.schedule import trapezoid
@@ -91,9 +91,9 @@ class Trainer:
         self.aim, self.targets = aim, self.samples if aim is None else aim.samples
         self.architecture: Architecture[Any] = architecture_of(config.sae)
         self.variance = float(self.targets.var(0, correction=0).sum())
-        d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
         self.architecture.begin(self.samples, config.init_seeds)
-        start = self.architecture.init(init_params(d_in, config.sae.d_sae, config.init_seeds, d_target=d_target))
+        d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
+        start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.optimiser = optimiser_of(self.params, self.recipe)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
@@ -244,9 +244,9 @@ def train_saes(
     if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn non-finite.
     """
     if config.sae.fitted:
+        require_fit(x, config, fresh)
         if checkpoints is not None:
             checkpoints.require_none(f"{config.sae.architecture} is fitted at once")
-        require_fit(x, config, fresh)
         return TrainedSAEs(*fit_saes(split(x)[0], config, stop=stop, stop_at=stop_at, on_log=on_log))
     trainer = Trainer(x, config, fresh=fresh, device=device)
     interval, last = log_every or trainer.batches.per_epoch, config.training.steps
