@@ -119,7 +119,7 @@ def test_several_saes_get_their_agreement_beside_nulls_and_means_of_the_rest(mod
         assert float(scores["pwmcc"]) == pytest.approx(
             float(husai.compute_pwmcc(*trained, model, "resid_post")), abs=1e-6
         )
-        assert {"ambient", "data", "data_points"} <= set(scores["pwmcc"].nulls)
+        assert set(scores["pwmcc"].nulls) == {"ambient", "data", "data_points", "plane_rotated"}
         assert set(scores["pwmcc"].adjusted) == set(scores["pwmcc"].nulls)
         assert float(scores["explained_variance"]) == pytest.approx(mean, abs=1e-6)
     assert float(both["pwmcc"]) < 0.9

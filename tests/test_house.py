@@ -33,8 +33,9 @@ ONLY_IN = {
     "wandb": {"tracking.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py", "sae/registry.py", "sae/registered.py"},
+    "sklearn": {"sae/baselines.py"},
 }
-LAZY = {"wandb", "transformer_lens", "sae_lens"}
+LAZY = {"wandb", "transformer_lens", "sae_lens", "sklearn"}
 
 
 def modules() -> list[Path]:

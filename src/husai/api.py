@@ -211,7 +211,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
 def compute_pwmcc(
     sae1: Dictionary, sae2: Dictionary, model: Model | LoadedModel | None = None, hook: str | None = None
 ) -> Score:
-    """Mean signed cosine of the two decoders under their optimal one-to-one matching.
+    """Mean signed cosine of the two decoders under their optimal one-to-one matching; |cosine| if codes are signed.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
     Without one every atom counts, and only `ambient` can be drawn. hook: by default the one the SAEs were trained on.
@@ -223,9 +223,9 @@ def compute_pwmcc(
         read, names = _read(model, hook, sae1, sae2), DRAWN_NULLS
         x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
         first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
-    nulls = {}
+    nulls, signed = {}, sae1.signed_codes or sae2.signed_codes
     for null in names:
         draw = sampler(null, x)
         streams = [generator(f"api-{null}", r) for r in range(DRAWS)]
-        nulls[null] = sum(pwmcc(draw(len(first), g), draw(len(second), g)) for g in streams) / DRAWS
-    return Score(pwmcc(first, second), nulls)
+        nulls[null] = sum(pwmcc(draw(len(first), g), draw(len(second), g), abs=signed) for g in streams) / DRAWS
+    return Score(pwmcc(first, second, abs=signed), nulls)

@@ -131,7 +131,7 @@ class SAEConfig(Config):
         target, (name, value) = self.training.target_l0, self.sae.sparsity
         if target is None:
             return self
-        if self.sae.fixed_l0 is not None:
+        if self.sae.fixed_l0 is not None or self.sae.fitted:
             raise ValueError(f"training.target_l0 needs a penalty to steer; {self.sae.architecture} sets L0 by {name}")
         if value == 0:
             raise ValueError(f"training.target_l0 multiplies sae.{name}, which is 0; it must be above 0")
@@ -139,9 +139,19 @@ class SAEConfig(Config):
             raise ValueError(f"training.target_l0 {target:g} exceeds d_sae {self.sae.d_sae}")
         return self
 
+    @model_validator(mode="after")
+    def _decoder_is_trained(self) -> Self:
+        name = self.sae.architecture
+        if self.training.decorrelation and (self.sae.fitted or self.sae.fixed_decoder):
+            raise ValueError(f"training.decorrelation: no gradient moves the decoder of {name}; allowed is 0")
+        if self.training.normalise == "feature" and name == "nmf":
+            raise ValueError("training.normalise feature: NMF's codes cannot be folded back; allowed are the others")
+        return self
+
     @classmethod
     def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = (), *, architecture: str | None = None) -> Self:
-        """As every config; `architecture` takes the place of the file's, whose settings stay where it has them too.
+        """As every config; `architecture` takes the place of the file's, whose settings stay where it has them too (but see
+        `own_width`).
 
         Raises HusaiError for an unknown architecture, with those there are.
         """
@@ -154,6 +164,8 @@ class SAEConfig(Config):
             )
         data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
+        if SAE_CONFIGS[architecture].own_width:
+            known = {key: value for key, value in known.items() if key != "d_sae"}
         kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
         data["sae"] = kept | {"architecture": architecture}
         return cls.parse(override(data, overrides), f"{path} as {architecture} {' '.join(overrides)}".rstrip())

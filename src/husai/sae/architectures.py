@@ -4,8 +4,12 @@ from typing import Any
 
 from husai.config import AnySAE, RegisteredConfig
 from husai.sae.abstopk import AbsTopK
+from husai.sae.archetypal import Archetypal
 from husai.sae.architecture import Architecture
+from husai.sae.baselines import ICA, NMF, PCA, KMeans
 from husai.sae.batchtopk import BatchTopK
+from husai.sae.blocktopk import BlockTopK
+from husai.sae.frozen import Frozen
 from husai.sae.gated import Gated
 from husai.sae.jumprelu import JumpReLU
 from husai.sae.matryoshka import Matryoshka
@@ -28,6 +32,13 @@ ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "topk_transcoder": TopKTranscoder,
     "topk_skip_transcoder": TopKSkipTranscoder,
     "topk_skip_sae": TopKSkipTranscoder,
+    "blocktopk": BlockTopK,
+    "archetypal": Archetypal,
+    "frozen": Frozen,
+    "pca": PCA,
+    "ica": ICA,
+    "nmf": NMF,
+    "kmeans": KMeans,
 }
 
 

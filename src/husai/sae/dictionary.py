@@ -26,14 +26,16 @@ class Dictionary:
 
     W_dec: (d_sae, d_out). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: from them to (n, d_out), without
     what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
-    skip: (n, d_in) activations to what a skip connection makes of them. d_source: width of what is encoded, of a
-    transcoder, which reconstructs another activation; None: what is reconstructed is what is encoded.
+    signed_codes: whether codes may be negative, so that an atom's sign means nothing. skip: (n, d_in) activations to what a
+    skip connection makes of them. d_source: width of what is encoded, of a transcoder, which reconstructs another activation;
+    None: what is reconstructed is what is encoded.
     """
 
     W_dec: Float[Tensor, "d_sae d_out"]
     encode: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_sae"]]
     decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_out"]]
     meta: dict[str, object] = field(default_factory=dict)
+    signed_codes: bool = False
     skip: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]] | None = None
     d_source: int | None = None
 
@@ -122,7 +124,8 @@ def as_dictionary(
 
     config = architecture.config
     d_source = params.W_enc.shape[1] if config.paired else None
-    made = Dictionary(params.W_dec[0], encode, decode, meta, skip if config.skip else None, d_source)
+    skipped = skip if config.skip else None
+    made = Dictionary(params.W_dec[0], encode, decode, meta, config.signed_codes, skipped, d_source)
     return rescaling(made) if constant_norm else made
 
 
@@ -149,7 +152,8 @@ def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
             return (x.to(sae.dtype) @ W_skip.mT).float()
 
     d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
-    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source)
+    signed = meta.get("architecture") == "abstopk"
+    return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source)
 
 
 def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
@@ -166,7 +170,7 @@ def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
     def decode(codes: Tensor) -> Tensor:
         return inner.decode(codes) / scale + mean
 
-    return Dictionary(inner.W_dec / scale, encode, decode, inner.meta)
+    return Dictionary(inner.W_dec / scale, encode, decode, inner.meta, inner.signed_codes)
 
 
 def rescaling(inner: Dictionary) -> Dictionary:
@@ -190,7 +194,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta)
+    return Dictionary(inner.W_dec, encode, decode, inner.meta, inner.signed_codes)
 
 
 def finished(

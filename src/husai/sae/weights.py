@@ -172,7 +172,7 @@ def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> di
 def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
     known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
-    fields = {key: config[key] for key in ("d_sae", "k") if key in config}
+    fields = {key: config[key] for key in ("d_sae", "k", "group_size") if key in config}
     if (
         isinstance(known, dict)
         and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
