@@ -27,14 +27,15 @@ ROOMS = [
         "capture",
     ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
-    *("suite", "controls", "single", "pipeline", "api", "samples", "comparison", "commands", "cli"),
+    *("suite", "controls", "single", "pipeline", "api", "finished", "samples", "comparison", "commands", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
-    "sae_lens": {"sae/weights.py"},
+    "sae_lens": {"sae/weights.py", "sae/registry.py", "sae/registered.py"},
+    "sklearn": {"sae/baselines.py"},
 }
-LAZY = {"wandb", "transformer_lens", "sae_lens"}
+LAZY = {"wandb", "transformer_lens", "sae_lens", "sklearn"}
 
 
 def modules() -> list[Path]:
