@@ -231,7 +231,7 @@ def test_sae_train_writes_folders_that_saelens_layout_has(tmp_path):
     assert "fourier_overlap" in shown
     assert "chance: ambient" in shown
     for arguments, message in (
-        ((tmp_path, "--model", "add-p59-0"), "is not a SAELens folder (no cfg.json)"),
+        ((tmp_path, "--model", "add-p59-0"), "is not a SAELens folder (cfg.json, "),
         ((one, "--model", "add-p59-0", "--hook", "embed"), "the SAEs were trained on blocks.0.hook_resid_post"),
     ):
         assert message in sentence(husai("sae", "score", *arguments, cwd=tmp_path))

@@ -280,7 +280,7 @@ def test_codes_may_agree_where_decoders_do_not_and_shuffled_samples_take_that_aw
 
 def test_signs_of_atoms_do_not_count_where_codes_have_signs():
     atoms = directions(N, D, 0)
-    pair = [Dictionary(rows, of(rows).encode, of(rows).decode, {"architecture": "abstopk"}) for rows in (atoms, -atoms)]
+    pair = [Dictionary(rows, of(rows).encode, of(rows).decode, signed_codes=True) for rows in (atoms, -atoms)]
     assert compare(pair, ["a", "b"], draws=2).measures["pwmcc"].interval.mean == pytest.approx(1)
     unsigned = [Dictionary(one.W_dec, one.encode, one.decode) for one in pair]
     assert compare(unsigned, ["a", "b"], draws=2).measures["pwmcc"].interval.mean < 0.7

@@ -25,7 +25,6 @@ from husai.seeding import generator
 from husai.truth.planes import GroundTruth
 
 MATRICES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance")
-SIGNED = ("abstopk",)  # architectures whose codes have signs, so that atoms have none
 ROOM = 1 << 28  # codes kept at once for `activation_matching`
 CODED_DRAWS = 3
 DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are made; beyond, two
@@ -143,7 +142,7 @@ def compare(
     progress("live atoms")
     sources = [None] * len(saes) if samples is None else samples.sources
     live = [_live(sae, name, x, kept) for sae, name, x in zip(saes, names, sources, strict=True)]
-    signed = any(sae.meta.get("architecture") in SIGNED for sae in saes)
+    signed = any(sae.signed_codes for sae in saes)
     atoms, encoders = [one.atoms for one in live], [one.encoders for one in live if one.encoders is not None]
     progress("pairs")
     found = stability(atoms, encoders if len(encoders) == len(live) else None, abs=signed)

@@ -1,6 +1,5 @@
 """Folders of finished SAEs, whoever trained them: found, scored together, and written down."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,8 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Measurement
 from husai.runs import load_model, reason
 from husai.sae.dictionary import Dictionary
-from husai.sae.weights import CONFIG, load_sae
+from husai.sae.formats import sae_folders
+from husai.sae.weights import load_sae
 from husai.stores import open_store, sample_rows
 
 TABLE = "scores.csv"
@@ -25,31 +25,6 @@ class Scored(NamedTuple):
     saes: list[Dictionary]
     measurement: Measurement
     scores: dict[str, Score]
-
-
-def sae_folders(given: Sequence[Path]) -> list[Path]:
-    """Each path that is an SAE's folder, and those in each that holds some, such as a run of several seeds.
-
-    Raises HusaiError for a path that is neither, and one that is named twice.
-    """
-    found: list[Path] = []
-    for path in given:
-        if (path / CONFIG).is_file():
-            found.append(path)
-            continue
-        inside = [place for place in path.iterdir() if (place / CONFIG).is_file()] if path.is_dir() else []
-        if not inside:
-            raise HusaiError(f"{path}: is not a SAELens folder (no {CONFIG}), and holds none")
-        found += sorted(inside, key=_in_order)
-    for path in found:
-        if sum(path.resolve() == other.resolve() for other in found) > 1:
-            raise HusaiError(f"{path}: is named twice; an SAE agrees with itself in full")
-    return found
-
-
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    """seed-2-2 before seed-10-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def score_folders(

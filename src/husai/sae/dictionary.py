@@ -174,7 +174,8 @@ def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
     def decode(codes: Tensor) -> Tensor:
         return inner.decode(codes) / scale + mean
 
-    return replace(inner, W_dec=inner.W_dec / scale, encode=encode, decode=decode)
+    W_enc = None if inner.W_enc is None else inner.W_enc * scale
+    return replace(inner, W_dec=inner.W_dec / scale, encode=encode, decode=decode, W_enc=W_enc)
 
 
 def rescaling(inner: Dictionary) -> Dictionary:
