@@ -31,10 +31,11 @@ ROOMS = [
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
+    "tensorboard": {"tracking.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py"},
 }
-LAZY = {"wandb", "transformer_lens", "sae_lens"}
+LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens"}
 
 
 def modules() -> list[Path]:
