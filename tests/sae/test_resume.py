@@ -260,6 +260,7 @@ def test_everything_that_changes_in_training_is_kept(x):
         "variance",
         "dead_steps",
         "grad_norm",
+        "unit",
         "computation",
         "clock",
     }

@@ -19,7 +19,9 @@ class JumpReLU(Architecture[JumpReLUConfig]):
 
     saelens = "jumprelu"
     scaled = ("threshold",)
-    powers = MappingProxyType({"l0_coefficient": 2, "bandwidth": 1, "tanh_scale": -1, "pre_act_coefficient": 1})
+    powers = MappingProxyType(
+        {"l0_coefficient": 2, "bandwidth": 1, "initial_threshold": 1, "tanh_scale": -1, "pre_act_coefficient": 1}
+    )
     encoder_scale = 0.2
 
     def init(self, params: Params) -> Params:

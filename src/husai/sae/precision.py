@@ -8,6 +8,7 @@ import importlib.util
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from husai.config import SAETrainingConfig
 from husai.config.precision import Dtype
 from husai.errors import HusaiError
-from husai.sae.architecture import Architecture, Losses, Step, step_of
+from husai.sae.architecture import Architecture, Step, step_of
 from husai.sae.params import Params
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BIASES = ("b_enc", "b_dec")  # in units of samples, whatever the architecture
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
 
@@ -41,9 +41,9 @@ class WideProducts(TorchDispatchMode):
 
 
 def unit_of(samples: Float[Tensor, "samples d_in"]) -> float:
-    """What samples are multiplied by in low precision: the power of two that brings their root mean square nearest to 1.
+    """What raw samples are multiplied by in low precision: the power of two that brings their root mean square nearest to 1.
 
-    1 for samples that are normalised already. A power of two rounds nothing.
+    A power of two rounds nothing. Their mean counts too, for it is there to overflow.
     """
     size = float(samples.double().pow(2).mean().sqrt())
     return 2.0 ** -round(math.log2(size))
@@ -52,60 +52,42 @@ def unit_of(samples: Float[Tensor, "samples d_in"]) -> float:
 class Computation:
     """How a training computes its gradients: the architecture's own way, or in low precision, scaled or compiled.
 
-    unit: what samples, and all that is in their units, are multiplied by inside. kept: the factor that gradients still
-    carry when they come out; it is 1 but for the Adam trick, and the optimiser's eps carries it too.
+    kept: the factor that gradients still carry when they come out; it is 1 but for the Adam trick, and the optimiser's eps
+    carries it too.
     """
 
-    def __init__(
-        self, architecture: Architecture[Any], recipe: SAETrainingConfig, samples: Float[Tensor, "samples d_in"]
-    ) -> None:
+    def __init__(self, architecture: Architecture[Any], recipe: SAETrainingConfig, device: str) -> None:
         """Raises HusaiError if the recipe asks for torch.compile and there is no compiler."""
-        self.architecture, self.device = architecture, samples.device.type
+        self.architecture, self.device = architecture, torch.device(device).type
         self.compute, self.scale = DTYPES[recipe.pair[1]], recipe.loss_scale
         self.low, self.compiled = recipe.low_precision, recipe.compile
         self.plain = not self.low and self.scale == 1 and not self.compiled
-        self.unit = unit_of(samples) if self.low else 1.0
-        self.kept = self.scale * self.unit**2 if recipe.adam_trick else 1.0
-        self.inside = architecture.in_units(self.unit)
-        self.scaled = {*BIASES, *architecture.scaled, *architecture.rescaled}
+        self.kept = self.scale if recipe.adam_trick else 1.0
         if self.compiled:
             require_compiler(self.device)
-        self.losses = torch.compile(self.inside.losses) if self.compiled else self.inside.losses
+        self.losses = torch.compile(architecture.losses) if self.compiled else architecture.losses
 
     def gradients(
         self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
     ) -> Step:
-        """As `Architecture.gradients`, times `kept`; everything else that it says is in the units of the samples."""
+        """As `Architecture.gradients`, times `kept`. Products are rounded to the compute dtype, all else is in fp32."""
         if self.plain:
             return self.architecture.gradients(params, x, step=step, dead=dead)
-        self.inside.strength = self.architecture.strength
         with self._products():
             with torch.autocast(self.device, dtype=self.compute, enabled=self.low):
-                losses = self.losses(self._moved(params), x * self.unit, step=step, dead=dead)
+                losses = self.losses(params, x, step=step, dead=dead)
             total = losses.total.sum() * self.scale
             found = torch.autograd.grad(total, list(params), materialize_grads=True)
-        rest = self.kept / (self.scale * self.unit**2)
-        return step_of(self._back(losses), params, found if rest == 1 else [gradient * rest for gradient in found])
+        rest = self.kept / self.scale
+        seen = {name: value.float() if value.is_floating_point() else value for name, value in losses.seen.items()}
+        losses = replace(losses, codes=losses.codes.detach().float(), seen=seen)
+        return step_of(losses, params, found if rest == 1 else [gradient * rest for gradient in found])
 
     @contextlib.contextmanager
     def _products(self) -> Iterator[None]:
         wide = self.device == "cpu" and self.compute == torch.float16 and not self.compiled
         with WideProducts() if wide else contextlib.nullcontext():
             yield
-
-    def _moved(self, params: Params) -> Params:
-        """Parameters of the same SAE for samples that are `unit` times as large."""
-        return Params.of({n: value * self.unit if n in self.scaled else value for n, value in params.items()})
-
-    def _back(self, losses: Losses) -> Losses:
-        """Losses, codes and what settling needs, in the units of the samples and in fp32."""
-        square = self.unit**2
-        seen = {name: self._plain(value) for name, value in losses.seen.items()}
-        terms = {name: value / square for name, value in losses.terms.items()}
-        return Losses(losses.mse / square, terms, self._plain(losses.codes.detach()), seen)
-
-    def _plain(self, value: Tensor) -> Tensor:
-        return value.float() / self.unit if value.is_floating_point() else value
 
 
 def require_compiler(device: str) -> None:
@@ -126,19 +108,18 @@ class Rounding:
     2010.06192, §3). Each tensor is held in an fp32 container, so that everything else takes it as it is.
     """
 
-    def __init__(self, params: Params, dtype: torch.dtype, unit: float, scaled: set[str]) -> None:
-        self.dtype, self.units = dtype, {name: unit if name in scaled else 1.0 for name, _ in params.items()}
+    def __init__(self, params: Params, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.lost = params.map(lambda value: torch.zeros_like(value, dtype=dtype, requires_grad=False))
         self.round(params)
 
     @torch.no_grad()
     def round(self, params: Params) -> None:
-        """In place; what is in units of samples is rounded in those of the computation."""
-        for (name, value), (_, lost) in zip(params.items(), self.lost.items(), strict=True):
-            whole = value * self.units[name] + lost.float()
-            kept = whole.to(self.dtype)
-            lost.copy_(whole - kept.float())
-            value.copy_(kept.float() / self.units[name])
+        """In place."""
+        for value, lost in zip(params, self.lost, strict=True):
+            whole = value + lost.float()
+            value.copy_(whole.to(self.dtype))
+            lost.copy_(whole - value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.lost.items())

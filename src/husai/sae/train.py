@@ -21,7 +21,7 @@ from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.params import Params, init_params
-from husai.sae.precision import DTYPES, Computation, Rounding
+from husai.sae.precision import DTYPES, Computation, Rounding, unit_of
 from husai.sae.resample import resample_dead
 from husai.sae.statistics import Statistic, statistics
 from husai.sae.terms import decorrelation_term, steer
@@ -89,14 +89,18 @@ class Trainer:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
         how = self.recipe.normalise
         self.normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, how=how)
-        self.architecture: Architecture[Any] = architecture_of(config.sae)
         held = sample_rows(x, min(SAMPLE, self.recipe.buffer_rows)) if isinstance(x, Store) else x
+        self.unit = unit_of(held) if how == "none" and self.recipe.low_precision else 1.0
+        if self.unit != 1:
+            self.normaliser = replace(self.normaliser, scale=self.unit)
+        self.architecture: Architecture[Any] = architecture_of(config.sae).in_units(self.unit)
         self.samples = self.normaliser(held).to(device)
         self.variance = float(self.samples.var(0, correction=0).sum())
         start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
-        self.computation = Computation(self.architecture, self.recipe, self.samples)
-        self.rounding = self._rounding()
+        self.computation = Computation(self.architecture, self.recipe, device)
+        low = self.recipe.dtype != "fp32"
+        self.rounding = Rounding(self.params, DTYPES[self.recipe.pair[0]]) if low else None
         self.optimiser = optimiser_of(self.params, self.recipe, self.computation.kept)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
@@ -113,12 +117,6 @@ class Trainer:
         self.dead_steps = getattr(config.sae, "dead_steps", self.recipe.steps + 1)
         self.clock = Clock(device, on=self.recipe.log_timing)
         self.step = 0
-
-    def _rounding(self) -> Rounding | None:
-        """What keeps parameters in less than fp32, where they are to be."""
-        if self.recipe.dtype == "fp32":
-            return None
-        return Rounding(self.params, DTYPES[self.recipe.pair[0]], self.computation.unit, self.computation.scaled)
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if nothing had happened: plain values and tensors."""
@@ -173,7 +171,7 @@ class Trainer:
         """With the loss terms that the recipe adds to the architecture's own."""
         if not self.recipe.decorrelation:
             return done
-        term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation)
+        term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation * self.unit**2)
         gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec * self.computation.kept)
         return done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
 
@@ -209,13 +207,17 @@ class Trainer:
         return made
 
     def log(self, done: Step, rate: float) -> list[StepLog]:
-        """One row a seed of the step just done. Raises HusaiError if a loss is not finite."""
+        """One row a seed of the step just done. Raises HusaiError if a loss is not finite.
+
+        Losses and codes are in the units of normalised samples, or where those are raw, of raw ones.
+        """
         epoch = self.step * self.recipe.batch_size / self.count
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
         explained = 1 - done.mse / self.variance
-        columns = (done.mse + penalty, done.mse, penalty, done.l0, explained, dead)
-        columns += (self.grad_norm, done.peak, self.strength, *done.terms.values())
+        losses = [value / self.unit**2 for value in (done.mse + penalty, done.mse, penalty, *done.terms.values())]
+        columns = (*losses[:3], done.l0, explained, dead)
+        columns += (self.grad_norm, done.peak / self.unit, self.strength, *losses[3:])
         per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
         rows, timing = [], self.clock.read()
         for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
