@@ -76,7 +76,7 @@ def estimate(
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
     blocks = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4 * len(config.data_seeds)
     return Estimate(
-        steps=config.training.steps,
+        steps=config.training.end,
         seeds=len(config.init_seeds),
         setup_seconds=ready,
         step_seconds=sorted(times)[TIMED // 2],

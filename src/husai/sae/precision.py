@@ -104,7 +104,7 @@ class Rounding:
     """Parameters that are kept in less than fp32: after each step they become numbers of that kind.
 
     Rounding alone would lose every update below half a step of the grid. Kahan's compensation, kept in the same dtype, is
-    what was lost so far, and comes back with the next update (Zamirski et al. 2020, "Revisiting BFloat16 Training", arXiv
+    what was lost so far, and comes back with the next update (Zamirai et al. 2020, "Revisiting BFloat16 Training", arXiv
     2010.06192, §3). Each tensor is held in an fp32 container, so that everything else takes it as it is.
     """
 

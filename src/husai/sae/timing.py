@@ -4,7 +4,7 @@ import time
 
 import torch
 
-PARTS = ("data", "gradients", "update", "logging")
+PARTS: tuple[str, ...] = ("data", "gradients", "update", "logging")
 
 
 class Clock:
