@@ -22,7 +22,7 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="cells computed at once")] = os.cpu_count() or 1,
 ) -> int:
     """Run all controls and write their table."""
-    from husai.controls import run_controls
+    from husai.controls.run import run_controls
 
     held = run_controls(out, runs, jobs=jobs)
     say(f"{'Every control holds' if held else 'Some controls do not come out as they must'}; read {out}/summary.md")

@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from husai import controls
 from husai.activations import extract
 from husai.analysis.ideal import signed_axes
 from husai.analysis.nulls import sampler
 from husai.analysis.planted import atom_recovery
 from husai.analysis.stats import Interval
 from husai.config import CompiledConfig, ControlConfig, PlantedConfig, TaskConfig, TransformerConfig
-from husai.controls import Control, drawn_controls, judged, row_controls, token_recovery, trained_controls
+from husai.controls import kinds
+from husai.controls.judgement import judged
+from husai.controls.kinds import Control, drawn_controls, row_controls, trained_controls
+from husai.controls.tokens import token_recovery
 from husai.measure import Hook
 from husai.report.results import CellView
 from husai.sae.dictionary import Dictionary
@@ -34,8 +36,8 @@ def hook():
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(controls, "ATOMS", 12)
-    monkeypatch.setattr(controls, "DRAWS", 99)
+    monkeypatch.setattr(kinds, "ATOMS", 12)
+    monkeypatch.setattr(kinds, "DRAWS", 99)
 
 
 def top(atoms, k):
@@ -66,19 +68,19 @@ def test_drawn_dictionaries_sit_at_their_own_null(hook):
 
 def test_scores_of_planes_join_where_there_are_planes():
     x = torch.stack([(6 * TASK.labels / 23).cos(), (6 * TASK.labels / 23).sin(), torch.zeros(529)], 1)
-    names = set(controls.drawn_scores(Hook(x)))
+    names = set(kinds.drawn_scores(Hook(x)))
     assert names == {"pwmcc", "max_cosine"}
 
 
 def test_dictionaries_that_are_not_independent_are_caught(hook, monkeypatch):
-    honest, turn = controls._experiment, iter(range(1000))
+    honest, turn = kinds._experiment, iter(range(1000))
 
     def twins(*given):
         """The 60 experiments on trial of each null hold one dictionary twice; the 60 of the null are honest."""
         drawn = honest(*given)
         return [drawn[0], *drawn[:-1]] if next(turn) % 120 < 60 else drawn
 
-    monkeypatch.setattr(controls, "_experiment", twins)
+    monkeypatch.setattr(kinds, "_experiment", twins)
     found = judged(drawn_controls(hook, "planted", experiments=60))
     assert {v.control.score for v in found if not v.holds} == {"pwmcc", "max_cosine"}
 
@@ -190,7 +192,7 @@ def test_kinds_of_test_are_families_of_their_own():
 
 
 def test_counting_draws_must_be_able_to_reject(monkeypatch):
-    monkeypatch.setattr(controls, "DRAWS", 199)
+    monkeypatch.setattr(kinds, "DRAWS", 199)
     counted = [control(1 / 201, test="counted"), *[control(0.5, test="counted")] * 9]
     assert not judged(counted)[0].holds
     with pytest.raises(ValueError, match="11 controls need more than 199 draws"):
@@ -250,11 +252,11 @@ def test_a_model_follows_its_planes_and_no_dictionary_of_a_stand_in():
     clock = Hook.of(extract(model, Task("add", 29), "mlp_out"), model)
     planes, mean = [subspace.basis for subspace in clock.truth.subspaces], clock.x.mean(0)
     axes = [signed_axes(planes, mean, [turn] * 3) for turn in (0.0, 0.7)]
-    good = controls.model_controls("positive", "q", "s", axes, clock)
-    assert {control.score for control in good} == set(controls.FOLLOWED)
+    good = kinds.model_controls("positive", "q", "s", axes, clock)
+    assert {control.score for control in good} == set(kinds.FOLLOWED)
     assert all(control.p == 1 / 100 for control in good)
     assert all(control.value.mean > 0.99 for control in good)
     stand = clock.with_samples(stand_in(clock.x, ControlConfig(kind="permuted")))
     points = sampler("data_points", stand.x)
     drawn = [top(points(12, generator("test-controls", seed)), 3) for seed in (0, 1)]
-    assert all(control.p > 0.05 for control in controls.model_controls("negative", "q", "s", drawn, stand))
+    assert all(control.p > 0.05 for control in kinds.model_controls("negative", "q", "s", drawn, stand))

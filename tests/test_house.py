@@ -26,7 +26,7 @@ ROOMS = [
         "stores",
         "capture",
     ),
-    *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console"),
+    *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
     *("suite", "controls", "single", "pipeline", "api", "cli"),
 ]
 ONLY_IN = {

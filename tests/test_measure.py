@@ -109,7 +109,8 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
+    expected |= {(name, "plane_rotated") for name in ("pwmcc", "pwmcc_difference", "pwmcc_p")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in final.rows)
@@ -174,7 +175,7 @@ def test_step_zero_has_no_untrained_null(untrained):
 def test_adjusted_rows_name_their_null_and_are_taken_pair_by_pair(final, untrained):
     rows = {r.null: r for r in final.rows if r.metric == "pwmcc_adjusted"}
     assert "" not in rows
-    assert {"ambient", "untrained"} <= set(rows) <= NULLS
+    assert {"ambient", "untrained"} <= set(rows) <= {*NULLS, "plane_rotated"}
     upper, matrix = np.triu_indices(SEEDS, 1), final.matrices["pwmcc"]
     nulls = {null: score.pairs for null, score in final.nulls.items()} | {"untrained": untrained.matrices["pwmcc"]}
     for null, row in rows.items():
@@ -416,6 +417,16 @@ def planted_result(true_twice, planted_hook):
     return measure(true_twice[1], planted_hook, ANALYSIS, final=True, untrained=start)
 
 
+def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untrained, planted_result):
+    for result in (final, planted_result):
+        assert 0 <= result.value("calibration_auc").mean <= 1
+        assert result.reliability is not None
+        assert result.reliability[:, 0].sum() <= sum(
+            row.value for row in result.rows if row.metric == "n_live" and row.seed is not None
+        )
+    assert untrained.reliability is None
+
+
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
     expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
@@ -423,7 +434,7 @@ def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(pl
     expected |= {(metric, null) for metric in ATOMS | STABILITY for null in NULLS}
     expected |= {(metric, "untrained") for metric in FIRING}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in planted_result.rows)
 

@@ -262,6 +262,8 @@ def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Member
     On walks they are means over the samples of each pair.
     """
     matrices = {name: matrix.astype(np.float32) for name, matrix in end.matrices.items()}
+    if end.reliability is not None:
+        matrices["reliability"] = end.reliability.astype(np.float32)
     task = hook.task
     if task is None:
         return matrices

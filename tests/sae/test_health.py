@@ -232,11 +232,11 @@ def test_a_hopeless_training_ends_early_and_says_why(planted):
 # --- both historical failures ---
 
 
-def averaged_over_latents(self, params, x, *, step, dead):
+def averaged_over_latents(self, params, x, *, step, dead, target=None):
     """What went wrong once: the L1 penalty divided by the number of latents."""
     codes, config = self.encode(params, x), self.config
     l1 = config.l1_coefficient * (codes * params.W_dec.norm(dim=-1)[:, None]).mean((1, 2))
-    return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)
+    return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), {"l1": l1}, codes)
 
 
 def trained_relu(x):

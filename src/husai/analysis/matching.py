@@ -22,12 +22,17 @@ class Matching(NamedTuple):
 
 
 def cosines(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> Float[np.ndarray, "n_A n_B"]:
-    """Signed cosines of unit rows. Raises HusaiError if a dictionary is empty or the widths differ."""
+    """Signed cosines of unit rows. Raises HusaiError as `require_comparable` does."""
+    require_comparable(A, B)
+    return (A @ B.T).numpy()
+
+
+def require_comparable(A: Float[Tensor, "n_A d_A"], B: Float[Tensor, "n_B d_B"]) -> None:
+    """Raises HusaiError if a dictionary is empty or the widths differ."""
     if A.shape[1] != B.shape[1]:
         raise HusaiError(f"dictionaries of different input width ({A.shape[1]} and {B.shape[1]}) cannot be compared")
     if len(A) == 0 or len(B) == 0:
         raise HusaiError("a dictionary without live atoms cannot be compared")
-    return (A @ B.T).numpy()
 
 
 def match(similarity: Float[np.ndarray, "n_A n_B"]) -> Matching:

@@ -15,9 +15,18 @@ from husai.measure.causes import CAUSES
 from husai.measure.hook import Hook
 from husai.measure.members import Members
 from husai.measure.reading import FIGURES
-from husai.measure.recovery import FIRING, causal_rows, fit_rows, planted_rows, reading_rows, recovery_rows
+from husai.measure.recovery import (
+    FIRING,
+    READING_DRAWS,
+    WIDE_READING_DRAWS,
+    causal_rows,
+    fit_rows,
+    planted_rows,
+    reading_rows,
+    recovery_rows,
+)
 from husai.measure.rows import Measurement, Row
-from husai.measure.stability import stability_rows, symmetry_rows
+from husai.measure.stability import calibration_rows, stability_rows, symmetry_rows
 
 __all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
 
@@ -44,12 +53,15 @@ def measure(
     result = Measurement()
     wide = max(members.n_live) > EXACT_ATOMS
     draws = analysis.curve_null_draws if not final else analysis.wide_null_draws if wide else analysis.null_draws
+    coded = (WIDE_READING_DRAWS if wide else READING_DRAWS) if final and members.full else 0
     fit_rows(result, members)
-    reading_rows(result, members, hook, nulls=final and members.full)
+    reading_rows(result, members, hook, draws=coded)
     recovery_rows(result, members, hook)
-    causal_rows(result, members, hook, nulls=final and members.full)
+    causal_rows(result, members, hook, draws=coded)
     planted_rows(result, members, hook)
     stability_rows(result, members, hook, draws)
+    if final:
+        calibration_rows(result, members, hook)
     if hook.shifts is not None:
         symmetry_rows(result, members, hook, hook.shifts, analysis, final=final, wide=wide)
     if untrained is not None:

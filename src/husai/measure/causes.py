@@ -5,7 +5,7 @@ from torch import Tensor
 
 from husai.analysis.causal import ablation, rotation, splice
 from husai.analysis.nulls import Coded
-from husai.analysis.recovery import tuning
+from husai.analysis.recovery import Tuning, tuning
 from husai.measure.hook import Hook
 from husai.sae.dictionary import Dictionary
 
@@ -31,9 +31,12 @@ def cause_of_coded(coded: Coded, hook: Hook) -> dict[str, float]:
 
 def rotation_of_coded(coded: Coded, hook: Hook) -> float:
     """Rotation alone, which needs no codes that reconstruct; nan at a hook without planes to turn."""
-    if hook.turning is None or hook.families is None or hook.site is None or hook.task is None:
+    return float("nan") if hook.families is None else _rotation(coded, tuning(coded.codes, hook.families), hook)
+
+
+def _rotation(coded: Coded, tuned: Tuning, hook: Hook) -> float:
+    if hook.turning is None or hook.site is None or hook.task is None:
         return float("nan")
-    tuned = tuning(coded.codes, hook.families)
     return rotation(coded.codes, coded.atoms, tuned, hook.turning, hook.site, hook.task.group)
 
 
@@ -44,7 +47,7 @@ def _causes(coded: Coded, reconstruction: Float[Tensor, "samples d"], hook: Hook
     found: dict[str, float] = {}
     if turning is not None and hook.families is not None:
         tuned = tuning(coded.codes, hook.families)
-        found["rotation"] = rotation(coded.codes, coded.atoms, tuned, turning, site, task.group)
+        found["rotation"] = _rotation(coded, tuned, hook)
         removing = ablation(coded.codes, coded.atoms, tuned.k, turning.keys, site, task.group)
         found |= {"ablation": removing.selective, "ablation_removed": removing.removed}
         found["ablation_others"] = removing.others

@@ -18,6 +18,7 @@ from husai.seeding import generator
 FIRING = ("firing_precision", "firing_recall", "firing_f1")
 OVERLAP_DRAWS = 5  # dictionaries a recovery null is averaged over
 READING_DRAWS = 3  # the same of nulls with codes, which take longer
+WIDE_READING_DRAWS = 1  # the same of more atoms than are matched exactly: their means vary little
 
 
 def fit_rows(result: Measurement, members: Members) -> None:
@@ -26,25 +27,25 @@ def fit_rows(result: Measurement, members: Members) -> None:
     per_seed(result, "n_live", [float(n) for n in members.n_live])
 
 
-def reading_rows(result: Measurement, members: Members, hook: Hook, *, nulls: bool) -> None:
-    """Scores of codes. nulls: beside those of null dictionaries with codes, as many as the largest seed's live atoms."""
+def reading_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:
+    """Scores of codes, beside those of `draws` null dictionaries with codes, as many as the largest seed's live atoms."""
     found = [reading.figures for reading in members.readings]
     for metric in found[0]:
         per_seed(result, metric, [figures[metric] for figures in found])
-    if not (nulls and found[0]):
+    if not (draws and found[0]):
         return
     size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
     for null in CODED_NULLS:
         draw = coded_sampler(null, hook.x, l0)
-        drawn = (draw(size, generator(f"reading-{null}", index)) for index in range(READING_DRAWS))
+        drawn = (draw(size, generator(f"reading-{null}", index)) for index in range(draws))
         levels = [read(coded.codes, coded.atoms, hook).figures for coded in drawn]
         for metric in found[0]:
             values = seed_interval(np.array([figures[metric] for figures in levels]))
-            result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
+            result.rows.append(Row(metric, null, *values, n=draws))
 
 
-def causal_rows(result: Measurement, members: Members, hook: Hook, *, nulls: bool) -> None:
-    """What a model makes of the dictionaries, and of its own true planes (`rotation_true`). nulls: as in `reading_rows`."""
+def causal_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:
+    """What a model makes of the dictionaries, and of its own true planes (`rotation_true`). draws: as in `reading_rows`."""
     if not members.causes or hook.site is None:
         return
     metrics = tuple(members.causes[0])
@@ -52,22 +53,22 @@ def causal_rows(result: Measurement, members: Members, hook: Hook, *, nulls: boo
         per_seed(result, metric, [causes[metric] for causes in members.causes])
     if hook.turning is not None:
         result.rows.append(Row("rotation_true", "", hook.rotation_true))
-    if not nulls:
+    if not draws:
         return
     size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
     for null in PURSUED_NULLS:
         draw = coded_sampler(null, hook.site.x, l0)
-        drawn = (draw(size, generator(f"causes-{null}", index)) for index in range(READING_DRAWS))
+        drawn = (draw(size, generator(f"causes-{null}", index)) for index in range(draws))
         levels = [cause_of_coded(coded, hook) for coded in drawn]
         for metric in metrics:
             values = seed_interval(np.array([causes[metric] for causes in levels]))
-            result.rows.append(Row(metric, null, *values, n=READING_DRAWS))
+            result.rows.append(Row(metric, null, *values, n=draws))
     if "rotation" in metrics:
         for null in CODED_NULLS:
             draw = coded_sampler(null, hook.site.x, l0)
-            drawn = (draw(size, generator(f"rotation-{null}", index)) for index in range(READING_DRAWS))
+            drawn = (draw(size, generator(f"rotation-{null}", index)) for index in range(draws))
             values = seed_interval(np.array([rotation_of_coded(coded, hook) for coded in drawn]))
-            result.rows.append(Row("rotation", null, *values, n=READING_DRAWS))
+            result.rows.append(Row("rotation", null, *values, n=draws))
 
 
 def recovery_rows(result: Measurement, members: Members, hook: Hook) -> None:

@@ -31,11 +31,15 @@ class Row(NamedTuple):
 
 @dataclass
 class Measurement:
-    """Rows of numbers and the S×S matrices behind them; `nulls` by null name for the headline score."""
+    """Rows of numbers and the S×S matrices behind them; `nulls` by null name for the headline score.
+
+    reliability: of atoms in groups of like agreement, their number, mean agreement and share that is true.
+    """
 
     rows: list[Row] = field(default_factory=list)
     matrices: dict[str, Float[np.ndarray, "seeds seeds"]] = field(default_factory=dict)
     nulls: dict[str, NullScore] = field(default_factory=dict)
+    reliability: Float[np.ndarray, "bins 3"] | None = None
 
     def overall(self) -> dict[str, Interval]:
         """Observed figures over all seeds, by metric."""

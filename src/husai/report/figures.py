@@ -21,7 +21,7 @@ from husai.report.results import NULLS, CellView, SuiteResults
 
 INK, SCORE, GREY, FIT = "#1b1f24", "#0b5fa5", "#8c959f", "#3a7d44"
 NULL_COLORS = {"ambient": "#9aa5b1", "untrained": "#57606a", "data": "#e0a030", "data_points": "#c4452d"}
-RUNG_COLORS = NULL_COLORS | {"surrogate_trained": "#7d4fa3"}
+RUNG_COLORS = NULL_COLORS | {"plane_rotated": "#2a9d8f", "surrogate_trained": "#7d4fa3"}
 NULL_NAMES = {
     "ambient": "ambient: random directions",
     "untrained": "untrained: step 0",
@@ -173,7 +173,7 @@ def ladder(results: SuiteResults) -> Figure:
     for y, cell in zip(places, cells, strict=True):
         score = cell.value("pwmcc")
         ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
-        levels = {null: cell.value("pwmcc", null) for null in NULLS}
+        levels = cell.nulls("pwmcc")
         if twin := results.surrogate_of(cell):
             levels["surrogate_trained"] = twin.value("pwmcc")
         drawn |= dict.fromkeys(levels)

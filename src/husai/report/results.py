@@ -13,6 +13,7 @@ from husai.analysis.stats import Interval
 from husai.errors import HusaiError
 
 NULLS = ("ambient", "untrained", "data", "data_points")
+RUNGS = (*NULLS, "plane_rotated")  # of pwmcc, where there are true planes
 FILES = ("records.parquet", "atoms.parquet", "gate.json", "truth.json", "cells.json")
 NAN = float("nan")
 NAMES = {

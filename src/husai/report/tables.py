@@ -8,7 +8,7 @@ import pandas as pd
 
 from husai.analysis.stats import Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
-from husai.report.results import NULLS, CellView, SuiteResults, rows_of
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -41,9 +41,9 @@ def named(cell: CellView) -> list[str]:
     return [cell.place, cell.label + ("" if cell.converged else " *")]
 
 
-def has(cell: CellView, metric: str) -> bool:
-    """Whether the metric was computed."""
-    value = cell.value(metric).mean
+def has(cell: CellView, metric: str, null: str = "") -> bool:
+    """Whether the metric, or a null of it, was computed."""
+    value = cell.value(metric, null).mean
     return value == value
 
 
@@ -66,12 +66,13 @@ def fit_table(cells: list[CellView]) -> str:
 def stability_table(results: SuiteResults) -> str:
     twins = {cell.run_id: results.surrogate_of(cell) for cell in results.cells}
     trained = ["surrogate_trained"] if any(twins.values()) else []
-    header = ["hook", "SAE", "pwmcc", *NULLS, *trained, "adjusted by data_points", "max_cosine"]
+    rungs = [null for null in RUNGS if any(has(cell, "pwmcc", null) for cell in results.cells)]
+    header = ["hook", "SAE", "pwmcc", *rungs, *trained, "adjusted by data_points", "max_cosine"]
     rows = [
         [
             *named(cell),
             interval(cell.value("pwmcc")),
-            *(interval(cell.value("pwmcc", null)) for null in NULLS),
+            *(interval(cell.value("pwmcc", null)) for null in rungs),
             *(interval(twin.value("pwmcc")) if (twin := twins[cell.run_id]) else "–" for _ in trained),
             adjusted_text(cell, "data_points"),
             number(cell.value("max_cosine").mean),
@@ -175,7 +176,7 @@ def label_table(results: SuiteResults, cells: list[CellView]) -> str:
 
 def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
     """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
-    scored = {null: cell.value("pwmcc", null) for null in NULLS}
+    scored = {null: cell.value("pwmcc", null) for null in RUNGS}
     if surrogate is not None:
         scored["surrogate_trained"] = surrogate.value("pwmcc")
     rungs = {null: score for null, score in scored.items() if score.mean == score.mean}

@@ -15,6 +15,7 @@ from husai.config import BaseSAEConfig
 from husai.sae.params import Params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
+SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
 
 
 @dataclass(frozen=True)
@@ -95,28 +96,48 @@ class Architecture(ABC, Generic[C]):
     def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
         """Latent activations f(x), as a finished SAE computes them."""
 
-    def decode(self, params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
-        """Reconstruction from codes."""
-        return reconstruct(params, codes)
+    def decode(
+        self,
+        params: Params,
+        codes: Float[Tensor, "seeds batch d_sae"],
+        x: Float[Tensor, "seeds batch d_in"] | None = None,
+    ) -> Float[Tensor, "seeds batch d_out"]:
+        """Reconstruction from codes; with x, what a skip connection makes of it besides."""
+        reconstruction = reconstruct(params, codes)
+        if x is None or SKIP not in params.more:
+            return reconstruction
+        return torch.baddbmm(reconstruction, x, params.more[SKIP].mT)
 
     @abstractmethod
     def losses(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Losses:
-        """Losses of a batch at optimiser step `step`, given which latents have been silent for long."""
+        """Losses of a batch at optimiser step `step`, given which latents have been silent for long.
+
+        target: what is to be reconstructed, normalised; None: x itself.
+        """
 
     def gradients(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Step:
         """Gradients of `losses` by autograd; a faster twin may stand here."""
-        losses = self.losses(params, x, step=step, dead=dead)
+        losses = self.losses(params, x, step=step, dead=dead, target=target)
         return step_of(losses, params, torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True))
 
     def in_units(self, unit: float) -> Self:
-        """The same for samples `unit` times as large: of them, and of parameters along, every loss is unit² times as large.
-
-        Raises nothing; dials that `powers` names change.
-        """
+        """The same for samples `unit` times as large: of them, and of parameters along, every loss is unit² times as large."""
         dials = {name: getattr(self.config, name) * unit**power for name, power in self.powers.items()}
         moved = copy.copy(self)
         moved.config = self.config.model_copy(update=dials)

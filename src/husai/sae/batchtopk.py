@@ -38,9 +38,11 @@ class BatchTopK(TopK[B]):
         scores = self.scores(params, x)
         return scores.relu() * (scores > params.more["threshold"][:, None])
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """As TopK's."""
-        losses = super().losses(params, x, step=step, dead=dead)
+        losses = super().losses(params, x, step=step, dead=dead, target=target)
         return replace(losses, seen={"smallest": smallest_active(losses.codes.detach())})
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:

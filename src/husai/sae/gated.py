@@ -38,7 +38,9 @@ class Gated(Architecture[GatedConfig]):
         magnitude = projected * params.more["r_mag"].exp()[:, None] + params.more["b_mag"][:, None]
         return (gate > 0) * magnitude.relu(), gate
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error, L1 of the rectified gate (l1), and the squared error of x̂ from it (gate); `dead` plays no part.
 
         No gradient passes the step of the gate, so the last two train it. As in SAELens, the decoder learns from the
@@ -49,8 +51,9 @@ class Gated(Architecture[GatedConfig]):
         open_gate = gate.relu()
         strength = config.l1_coefficient * self.strength * warmth(step, config.l1_warmup_steps)
         l1 = strength * (open_gate * norms).sum(-1).mean(-1)
-        terms = {"l1": l1, "gate": squared_error(self.decode(params, open_gate), x)}
-        return Losses(squared_error(self.decode(params, codes), x), terms, codes)
+        wanted = x if target is None else target
+        terms = {"l1": l1, "gate": squared_error(self.decode(params, open_gate, x), wanted)}
+        return Losses(squared_error(self.decode(params, codes, x), wanted), terms, codes)
 
     def export(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """SAELens calls the gate's bias b_gate."""

@@ -31,7 +31,9 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         hidden = pre_activations(params, x)
         return hidden.relu() * (hidden > params.more["threshold"][:, None])
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error, the sparsity loss at its warm-up level (l0), and for dead latents the mean over the batch of
         Σ ReLU(threshold − h)·‖W_dec‖ (pre_act).
 
@@ -50,7 +52,7 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         if config.pre_act_coefficient:
             missing = (threshold[:, None] - hidden).relu() * (norms * dead[:, None])
             terms["pre_act"] = config.pre_act_coefficient * missing.sum(-1).mean(-1)
-        return Losses(squared_error(self.decode(params, codes), x), terms, codes)
+        return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), terms, codes)
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """Below 0 a threshold would let negative pre-activations pass."""

@@ -68,14 +68,20 @@ class Computation:
         self.losses = torch.compile(architecture.losses) if self.compiled else architecture.losses
 
     def gradients(
-        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
     ) -> Step:
         """As `Architecture.gradients`, times `kept`. Products are rounded to the compute dtype, all else is in fp32."""
         if self.plain:
-            return self.architecture.gradients(params, x, step=step, dead=dead)
+            return self.architecture.gradients(params, x, step=step, dead=dead, target=target)
         with self._products():
             with torch.autocast(self.device, dtype=self.compute, enabled=self.low):
-                losses = self.losses(params, x, step=step, dead=dead)
+                losses = self.losses(params, x, step=step, dead=dead, target=target)
             total = losses.total.sum() * self.scale
             found = torch.autograd.grad(total, list(params), materialize_grads=True)
         rest = self.kept / self.scale

@@ -29,7 +29,9 @@ class ReLU(Architecture[ReLUConfig]):
         """λ at its warm-up level."""
         return self.config.l1_coefficient * warmth(step, self.config.l1_warmup_steps)
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error plus the L1 penalty at its warm-up level; `dead` plays no part.
 
         The penalty sums over latents and averages over the batch only: averaging over latents too would make it d_sae times
@@ -37,11 +39,13 @@ class ReLU(Architecture[ReLUConfig]):
         """
         codes, norms = self.encode(params, x), params.W_dec.norm(dim=-1)
         l1 = self.coefficient(step) * self.strength * (codes * norms[:, None]).sum(-1).mean(-1)
-        return Losses(squared_error(self.decode(params, codes), x), {"l1": l1}, codes)
+        return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), {"l1": l1}, codes)
 
-    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+    def gradients(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Step:
         """In blocks that stay in the cache where that applies: float32 on the CPU."""
-        if type(self) is not ReLU or not plain_floats(params, x):
-            return super().gradients(params, x, step=step, dead=dead)
+        if type(self) is not ReLU or target is not None or not plain_floats(params, x):
+            return super().gradients(params, x, step=step, dead=dead, target=target)
         strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
         return each_seed(lambda seed, alone, made: relu_step(alone, x[seed], strength[seed], made), params)

@@ -11,7 +11,7 @@ from husai.config import KConfig
 from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.step import OneSeed, each_seed
-from husai.sae.params import Params, pre_activations, reconstruct, squared_error
+from husai.sae.params import Params, pre_activations, squared_error
 
 K = TypeVar("K", bound=KConfig)
 
@@ -33,27 +33,33 @@ class TopK(Architecture[K]):
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         return self.select(self.scores(params, x))
 
-    def decode(self, params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:
+    def decode(
+        self, params: Params, codes: Float[Tensor, "seeds batch d_sae"], x: Tensor | None = None
+    ) -> Float[Tensor, "seeds batch d_out"]:
         """x̂ with decoder rows of norm 1: they are kept so, or the codes already carry their norms."""
         if self.config.decoder_norm == "weighted":
             params = params.replace(W_dec=params.W_dec / params.W_dec.norm(dim=-1, keepdim=True))
-        return reconstruct(params, codes)
+        return super().decode(params, codes, x)
 
-    def losses(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Losses:
+    def losses(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Losses:
         """Squared error plus AuxK; `step` plays no part."""
         scores = self.scores(params, x)
         codes = self.select(scores)
-        reconstruction = self.decode(params, codes)
-        residual = (x - reconstruction).detach()
+        wanted, reconstruction = x if target is None else target, self.decode(params, codes, x)
+        residual = (wanted - reconstruction).detach()
         each = zip(scores.unbind(), params.W_dec.unbind(), residual.unbind(), dead.unbind(), strict=True)
         auxk = torch.stack([self._auxk(*one) for one in each])
-        return Losses(squared_error(reconstruction, x), {"auxk": auxk}, codes)
+        return Losses(squared_error(reconstruction, wanted), {"auxk": auxk}, codes)
 
-    def gradients(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step:
+    def gradients(
+        self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
+    ) -> Step:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
         own = type(self) is TopK and self.config.decoder_norm == "unit"
-        if not (own and plain_floats(params, x) and numba_there()):
-            return super().gradients(params, x, step=step, dead=dead)
+        if target is not None or not (own and plain_floats(params, x) and numba_there()):
+            return super().gradients(params, x, step=step, dead=dead, target=target)
         from husai.sae.kernels.topk import sparse_step
 
         def one(seed: int, alone: Params, made: Params) -> OneSeed:
