@@ -35,6 +35,7 @@ ONLY_IN = {
     "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py"},
 }
+INSIDE = {"torch.utils.tensorboard": "tensorboard"}  # a door to another package
 LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens"}
 
 
@@ -56,7 +57,7 @@ def imports(tree: ast.AST) -> list[str]:
             if node.module == "husai":
                 found += [f"husai.{alias.name}" for alias in node.names]
             else:
-                found.append(node.module or "")
+                found.append(INSIDE.get(node.module or "", node.module or ""))
     return found
 
 
