@@ -1,6 +1,6 @@
 """Do trainings in low precision end where fp32 does?
 
-    python scripts/precision.py [--steps 300] [--architectures topk,relu,jumprelu] [--out results/benchmarks]
+    python scripts/precision.py [--steps 300] [--architectures topk,relu] [--out results/benchmarks]
 
 The reference task: SAEs on resid_post of a reference model, two seeds, every pair of dtypes with the same initial weights
 and the same batches. Printed and written as precision.md and precision.csv: explained variance, L0 and dead latents on the
@@ -137,7 +137,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="optimiser steps")] = 300,
     batch_size: Annotated[int, typer.Option(min=1, help="samples a step")] = 1024,
     rounds: Annotated[int, typer.Option(min=5, help="timed steps of each")] = 15,
-    architectures: Annotated[str, typer.Option(help="which, separated by commas")] = "topk,relu,jumprelu",
+    architectures: Annotated[str, typer.Option(help="which, separated by commas")] = "topk,relu",
     model: Annotated[str, typer.Option(help="a reference name")] = "add-p113-0",
     out: Annotated[Path, typer.Option(help="folder for precision.md and precision.csv")] = Path("results/benchmarks"),
 ) -> int:
