@@ -70,11 +70,10 @@ def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:
     rates = [fit.firing_rate[fit.live].numpy() for fit in members.fits]
     found = calibration(members.atoms, true, rates)
     result.reliability = np.array(found.bins)
-    if not np.isnan(found.auc.mean):
-        result.rows += [
-            Row("calibration_auc", "", float(value), seed=seed) for seed, value in enumerate(found.per_seed)
-        ]
-        result.rows.append(Row("calibration_auc", "", *found.auc, n=len(true)))
+    seeds = [(seed, float(value)) for seed, value in enumerate(found.per_seed) if not np.isnan(value)]
+    if seeds:
+        result.rows += [Row("calibration_auc", "", value, seed=seed) for seed, value in seeds]
+        result.rows.append(Row("calibration_auc", "", *found.auc, n=len(seeds)))
 
 
 def symmetry_rows(

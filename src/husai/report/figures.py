@@ -213,6 +213,7 @@ def tiers(results: SuiteResults) -> Figure:
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.7 * gaps
     figure, axes = plt.subplots(1, len(TIER_PANELS), figsize=(9.4, 0.24 * places[-1] + 1.6), sharey=True)
+    seen: set[str] = set()
     for ax, (title, metrics, absent) in zip(axes, TIER_PANELS, strict=True):
         for y, cell in zip(places, cells, strict=True):
             metric = next((name for name in metrics if not np.isnan(cell.value(name).mean)), None)
@@ -231,6 +232,7 @@ def tiers(results: SuiteResults) -> Figure:
             levels = cell.nulls(metric)
             if twin := results.surrogate_of(cell):
                 levels |= {"surrogate_trained": twin.value(metric)}
+            seen |= {rung(null) for null in levels}
             for null, value in levels.items():
                 ax.plot(
                     [value.mean], [y], marker="|", ms=9, mew=1.8, color=RUNG_COLORS[rung(null)], ls="", clip_on=False
@@ -245,7 +247,9 @@ def tiers(results: SuiteResults) -> Figure:
     axes[0].set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
     point = {"color": SCORE, "marker": "o", "ms": 4.5, "ls": ""}
     handles = [Line2D([], [], **point, label="score, 95%"), Line2D([], [], **point, mfc="white", label="not converged")]
-    handles += [Line2D([], [], color=c, marker="|", ms=9, mew=1.8, ls="", label=n) for n, c in RUNG_COLORS.items()]
+    handles += [
+        Line2D([], [], color=c, marker="|", ms=9, mew=1.8, ls="", label=n) for n, c in RUNG_COLORS.items() if n in seen
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=7, handletextpad=0.3, columnspacing=1.2)
     return figure
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from husai.analysis.stats import Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
+from husai.report.caveats import caveats, heading
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
 
 
@@ -263,6 +264,7 @@ def summary(results: SuiteResults) -> str:
             )
         recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
         judged.append("the unweighted overlap")
+    caution, mark = "".join(f"**Caution.** {text}\n\n" for text in caveats(results)), heading(results.cells)
     extent = f"{plural(len(results.cells), 'cell')} of {plural(results.seeds, 'seed')}"
     return f"""# Results of the suite `{results.name}`
 
@@ -271,17 +273,17 @@ Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
 An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.
 
-{circuit}## The truth at each hook
+{caution}{circuit}## The truth at each hook
 
 {truth_lines(results)}{STAND_INS if any(cell.control for cell in results.cells) else ""}
 ## What the numbers say
 
 {verdicts}
 
-## Fit
+## Fit{mark}
 
 {fit_table(results.cells)}
-## Stability: pwmcc beside its chance levels
+## Stability: pwmcc beside its chance levels{mark}
 
 {stability_table(results)}
 {symmetry}{chr(10).join(recovery)}"""
