@@ -148,9 +148,10 @@ def test_an_architecture_in_other_units_is_the_same(make_params, name, extra):
             {"d_sae": 8, **({"k": 2} if "k" in SAE_CONFIGS[name].model_fields else {}), **extra}
         )
     )
-    params = architecture.init(make_params(2, 6, 8, unit=True))
+    params = architecture.init(make_params(2, 6, 8, unit=True)).map(lambda value: value.requires_grad_())
     units = {"b_enc", "b_dec", *architecture.scaled, *architecture.rescaled}
-    moved = Params.of({name: value * 8 if name in units else value for name, value in params.items()})
+    moved = Params.of({name: value.detach() * (8 if name in units else 1) for name, value in params.items()})
+    moved = moved.map(lambda value: value.requires_grad_())
     x = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     dead = torch.zeros(2, 8, dtype=torch.bool)
     dead[:, :3] = True
@@ -161,6 +162,10 @@ def test_an_architecture_in_other_units_is_the_same(make_params, name, extra):
     assert there.terms.keys() == here.terms.keys()
     for term, value in here.terms.items():
         torch.testing.assert_close(there.terms[term], 64 * value, msg=term)
+    slopes = architecture.gradients(params, x, step=500, dead=dead).gradients
+    steeper = architecture.in_units(8.0).gradients(moved, x * 8, step=500, dead=dead).gradients
+    for (tensor, value), (_, other) in zip(slopes.items(), steeper.items(), strict=True):
+        torch.testing.assert_close(other, (8 if tensor in units else 64) * value, msg=tensor)
 
 
 @pytest.mark.parametrize("pair", [("fp32", "fp16"), ("bf16", "bf16")], ids="/".join)
