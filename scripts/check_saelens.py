@@ -27,7 +27,7 @@ def main(folder: Path) -> int:
             codes = theirs.encode(x)
             gap = max(
                 float((codes - ours.encode(x)).abs().max()),
-                float((theirs.decode(codes) - ours.decode(codes)).abs().max()),
+                float((theirs(x) - ours.reconstruct(x)).abs().max()),
             )
         if not gap < TOLERANCE * float(x.abs().max()):
             failed += 1

@@ -42,7 +42,11 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings, such as sae.k=16")] = None,
     config: Annotated[str, typer.Option(help="a YAML file, or a shipped name")] = "topk_8x",
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
-    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
+    hook: Annotated[
+        str | None,
+        typer.Option(help="short or full hook name; resid_post by default, of a transcoder what the MLP reads"),
+    ] = None,
+    target_hook: Annotated[str | None, typer.Option(help="what a transcoder reconstructs; mlp_out by default")] = None,
     position: Annotated[int, typer.Option(help="position in the input; -1 is where the answer is read")] = -1,
     seed: Annotated[int | None, typer.Option(min=0, help="sets the init and the data seed")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the samples, in place of training.steps")] = None,
@@ -118,6 +122,7 @@ def main(
         project=wandb_project,
         shard_dir=shard_dir,
         resume_from=resume_from,
+        target_hook=target_hook,
         deterministic=deterministic,
     )
     if dry_run:

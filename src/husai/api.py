@@ -1,7 +1,11 @@
 """The scores as plain functions of SAEs and models, each beside its chance levels."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from husai.activations import Activations, extract
 from husai.analysis.fit import evaluate_fit
@@ -63,8 +67,16 @@ class Score:
         return next((name for limit, name in bands if self.value > limit), "low")
 
 
-def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> tuple[Activations, Model]:
-    """The grid at `hook`, or at the hook the SAEs say they were trained on. `model` as a Transformer is taken to add.
+class Read(NamedTuple):
+    """A model read at a hook, and what each SAE encodes to reconstruct that: None for it itself."""
+
+    activations: Activations
+    model: Model
+    sources: list[Float[Tensor, "samples d_in"] | None]
+
+
+def _read(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
+    """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
     A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
     another hook than `hook`, or different ones.
@@ -76,18 +88,34 @@ def _activations(model: Model | LoadedModel, hook: str | None, *saes: Dictionary
     checked, report = check_gate(loaded, allow_unverified=True)
     if not report.passed:
         warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
-    named = {str(sae.meta["hook_name"]) for sae in saes if sae.meta.get("hook_name")}
+    keys = [(sae, "hook_name_out" if sae.paired else "hook_name") for sae in saes]
+    named = {str(sae.meta[key]) for sae, key in keys if sae.meta.get(key)}
     wanted = hook or (named.copy().pop() if named else "resid_post")
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
     width = activations.x.shape[1]
     for sae in saes:
-        if sae.d_in != width:
+        if sae.d_out != width:
             raise HusaiError(
-                f"hook {wanted}: has {width} dimensions, but the SAE has {sae.d_in}; it belongs to another model"
+                f"hook {wanted}: has {width} dimensions, but the SAE has {sae.d_out}; it belongs to another model"
             )
-    return activations, checked
+    return Read(activations, checked, [_source(sae, checked, loaded) for sae in saes])
+
+
+def _source(sae: Dictionary, model: Model, loaded: LoadedModel) -> Float[Tensor, "samples d_in"] | None:
+    """What a transcoder encodes; None of an SAE."""
+    if not sae.paired:
+        return None
+    name = sae.meta.get("hook_name")
+    if not name:
+        raise HusaiError("the transcoder: does not say at which hook it reads; its metadata need a hook_name")
+    x = extract(model, loaded.task, str(name)).x
+    if x.shape[1] != sae.d_in:
+        raise HusaiError(
+            f"hook {name}: has {x.shape[1]} dimensions, but the transcoder reads {sae.d_in}; it belongs to another model"
+        )
+    return x
 
 
 def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
@@ -96,9 +124,9 @@ def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) 
     Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out. Raises HusaiError for a hook
     without truth, if no latent fires, or if the hook is not the SAE's. (docs/method.md)
     """
-    activations, checked = _activations(model, hook, sae)
-    find_truth(activations)
-    where = Hook.of(activations, checked)
+    read = _read(model, hook, sae)
+    find_truth(read.activations)
+    where = replace(Hook.of(read.activations, read.model), source=read.sources[0])
     result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
     found = {
         row.metric: Score(row.value, {}, row.metric.startswith(UNIT))
@@ -118,8 +146,8 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
     Nulls: ambient, data, data_points dictionaries of as many atoms. Raises HusaiError for a hook without truth or another
     than the SAE's. (docs/method.md §Recovery)
     """
-    activations, _ = _activations(model, hook, sae)
-    truth, fit = find_truth(activations), evaluate_fit(sae, activations.x)
+    activations, _, (source,) = _read(model, hook, sae)
+    truth, fit = find_truth(activations), evaluate_fit(sae, activations.x, source=source)
     atoms = sae.atoms[fit.live]
     nulls = {}
     for null in DRAWN_NULLS:
@@ -141,8 +169,9 @@ def compute_pwmcc(
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
     x = first
     if model is not None:
-        x, names = _activations(model, hook, sae1, sae2)[0].x, DRAWN_NULLS
-        first, second = (sae.atoms[evaluate_fit(sae, x).live] for sae in (sae1, sae2))
+        read, names = _read(model, hook, sae1, sae2), DRAWN_NULLS
+        x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
+        first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
     nulls = {}
     for null in names:
         draw = sampler(null, x)

@@ -269,7 +269,7 @@ def _arrays(ensemble: SAEEnsemble, hook: Hook, end: Measurement, members: Member
         return matrices
     energy = members.fits[0].energy
     shown = energy.topk(min(SHOWN_ATOMS, len(energy))).indices
-    codes = ensemble.member(0).encode(hook.x)[:, shown]
+    codes = ensemble.member(0).encode(hook.encoded)[:, shown]
     pair = task.a * task.p + task.b
     counts = pair.bincount(minlength=task.p**2).clamp(min=1)
     maps = torch.zeros(len(shown), task.p**2).index_add_(1, pair, codes.T) / counts

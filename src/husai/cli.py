@@ -323,8 +323,12 @@ def sae_train(
     architecture: Annotated[
         str | None, typer.Option(help="another architecture than the config's; what both have stays as the config says")
     ] = None,
-    hook: Annotated[str, typer.Option(help="short (resid_post) or full hook name")] = "resid_post",
+    hook: Annotated[
+        str | None,
+        typer.Option(help="short or full hook name; resid_post by default, of a transcoder what the MLP reads"),
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
+    target_hook: Annotated[str | None, typer.Option(help="what a transcoder reconstructs; mlp_out by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="init and data seed; of several SAEs, the first's")] = None,
     op: OpOption = None,
@@ -334,6 +338,9 @@ def sae_train(
     quiet: Annotated[bool, typer.Option(help="print nothing but errors")] = False,
     json: JsonOption = False,
     shard_dir: ShardDirOption = None,
+    target_shard_dir: Annotated[
+        Path | None, typer.Option(help="store of a transcoder's targets, row by row those of --shard-dir")
+    ] = None,
     resume_from: ResumeOption = None,
     deterministic: DeterministicOption = False,
     early_exit: EarlyExitOption = None,
@@ -394,6 +401,8 @@ def sae_train(
         resume_from=resume_from,
         deterministic=deterministic,
         tracking=track or "none",
+        target_hook=target_hook,
+        target_shard_dir=target_shard_dir,
     )
     if dry_run:
         expected = estimate_single(request)
@@ -434,6 +443,8 @@ def sae_score(
         rows = {name: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for name, s in found.items()}
         return console.show_json(rows)
     kind, where = opened.meta.get("architecture"), hook or opened.meta.get("hook_name")
+    if opened.paired:
+        where = f"{opened.meta.get('hook_name')} to {hook or opened.meta.get('hook_name_out')}"
     say(f"{sae}: {kind}, {opened.d_sae} latents, on {model} at {where}")
     say("A score says as much as it exceeds the chance levels beside it (docs/method.md).")
     for name, one in found.items():

@@ -103,3 +103,13 @@ def resolve_hook(model: Model, hook: str, layer: int | None = None) -> str:
     if isinstance(model, Recurrent):
         return resolve_recurrent_hook(hook, layer)
     return resolve_transformer_hook(model.params, hook, layer)
+
+
+def mlp_hooks(model: Model) -> tuple[str, str]:
+    """Short names of what a layer's MLP reads (with LayerNorm, what that made of the residual stream) and of what it writes.
+
+    Raises HusaiError for a recurrent network.
+    """
+    if isinstance(model, Recurrent):
+        raise HusaiError(f"model {model.name}: has no MLP whose input and output are pairs; name hook and target hook")
+    return ("ln2" if "ln_final.w" in model.params else "resid_mid"), "mlp_out"

@@ -123,7 +123,7 @@ def check_saving(activations: Activations, trained: Trained) -> None:
     codes = original.encode(x)
     difference = max(
         float((loaded.encode(x) - codes).abs().max() / codes.abs().max()),
-        float((loaded.decode(codes) - original.decode(codes)).abs().max() / x.abs().max()),
+        float((loaded.reconstruct(x, codes) - original.reconstruct(x, codes)).abs().max() / x.abs().max()),
     )
     say(f"      largest relative difference {difference:.1e}")
     require(difference < MAX_DIFFERENCE, f"the difference {difference:.1e} is not below {MAX_DIFFERENCE}")

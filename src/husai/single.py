@@ -2,26 +2,25 @@
 
 import datetime
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
-
 from husai import console
-from husai.activations import extract
+from husai.activations import Activations, extract
 from husai.analysis.convergence import doublings, has_converged, is_flat
 from husai.analysis.stats import Interval
 from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
+from husai.models import mlp_hooks
 from husai.runs import check_gate, load_model, require_free
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.estimate import Estimate, estimate
 from husai.sae.health import ADVICE, START, STRIDE, Health, assess, dead_advice
 from husai.sae.history import StepLog, mean_log, mean_timing
+from husai.sae.pairs import Pairs, Samples, split
 from husai.sae.train import TrainedSAEs
 from husai.seeding import deterministic
 from husai.stores import Store, open_store, sample_rows
@@ -37,11 +36,12 @@ class Request:
 
     model: may be None if there is a shard_dir, a store that is trained on in place of the model's grid; SAEs are then
     scored on the model, or without one on a sample of the store. epochs: passes over what is trained on, in place of the
-    config's steps. resume_from: checkpoints to go on from, beside the run's own.
+    config's steps. resume_from: checkpoints to go on from, beside the run's own. hook: None means resid_post. A transcoder
+    reconstructs target_hook from hook, by default what an MLP writes from what it reads, or target_shard_dir from shard_dir.
     """
 
     model: str | None
-    hook: str
+    hook: str | None
     layer: int | None
     position: int
     op: str | None
@@ -56,6 +56,8 @@ class Request:
     shard_dir: Path | None = None
     resume_from: Path | None = None
     deterministic: bool = False
+    target_hook: str | None = None
+    target_shard_dir: Path | None = None
 
 
 class Source(NamedTuple):
@@ -64,7 +66,7 @@ class Source(NamedTuple):
     model: None if it is not known. verified: whether its gate passed; None if there was none.
     """
 
-    samples: Float[Tensor, "samples d"] | Store
+    samples: Samples
     hook: Hook
     model: str | None
     place: str
@@ -85,27 +87,58 @@ class Check:
 
 def open_source(request: Request) -> Source:
     """What the request trains on. Raises HusaiError for bad input and GateFailed for a model that is not ground truth."""
-    store = None if request.shard_dir is None else open_store(request.shard_dir)
+    store, target = open_stores(request)
     if request.model is None:
         if store is None:
             raise HusaiError("sae train: needs a MODEL, a store of activations (--shard-dir), or both")
-        name, place = store.of.get("model_name"), str(store.of.get("hook_name", store.folder))
-        hook = Hook(sample_rows(store))
-        return Source(store, hook, name, place, None, {"model_name": name, "hook_name": place})
+        name, place = store.of.get("model_name"), _named(store)
+        about = {"model_name": name, "hook_name": place}
+        if target is None:
+            return Source(store, Hook(sample_rows(store)), name, place, None, about)
+        pairs, hook = Pairs(store, target), Hook(sample_rows(target), source=sample_rows(store))
+        return Source(
+            pairs, hook, name, f"{place} to {_named(target)}", None, about | {"hook_name_out": _named(target)}
+        )
     loaded = load_model(request.model, request.op)
     model, _ = check_gate(loaded, allow_unverified=request.allow_unverified)
-    activations = extract(model, loaded.task, request.hook, layer=request.layer, position=request.position)
+    reads, writes = mlp_hooks(model) if request.config.sae.paired else ("resid_post", None)
+    reads, writes = request.hook or reads, request.target_hook or writes
+    activations = extract(model, loaded.task, reads, layer=request.layer, position=request.position)
+    _require_width(store, activations)
+    meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
+    meta |= {"verified": bool(model.verified)}
+    samples, verified = activations.x if store is None else store, bool(model.verified)
+    if writes is None:
+        return Source(samples, Hook.of(activations, model), model.name, activations.hook, verified, meta)
+    aim = extract(model, loaded.task, writes, layer=request.layer, position=request.position)
+    _require_width(target, aim)
+    hook = replace(Hook.of(aim, model), source=activations.x)
+    place, meta = f"{activations.hook} to {aim.hook}", meta | {"hook_name_out": aim.hook}
+    return Source(Pairs(samples, aim.x if target is None else target), hook, model.name, place, verified, meta)
+
+
+def open_stores(request: Request) -> tuple[Store | None, Store | None]:
+    """Of inputs and of targets. Raises HusaiError unless there is a target where, and only where, one is reconstructed."""
+    kind, store, target = request.config.sae, request.shard_dir, request.target_shard_dir
+    if not kind.paired and (target is not None or request.target_hook is not None):
+        raise HusaiError(f"{kind.architecture}: reconstructs its input; leave out the target, or train a transcoder")
+    if kind.paired and (store is None) != (target is None):
+        raise HusaiError(
+            f"{kind.architecture}: needs stores of inputs and of targets (--shard-dir, --target-shard-dir); one is missing"
+        )
+    return (None if store is None else open_store(store)), (None if target is None else open_store(target))
+
+
+def _named(store: Store) -> str:
+    return str(store.of.get("hook_name", store.folder))
+
+
+def _require_width(store: Store | None, activations: Activations) -> None:
     if store is not None and store.d != activations.x.shape[1]:
         raise HusaiError(f"{store.folder}: has width {store.d}; {activations.hook} has {activations.x.shape[1]}")
-    meta = {"model_name": model.name, "hook_name": activations.hook, "task": loaded.task.op, "p": model.p}
-    samples = activations.x if store is None else store
-    verified = bool(model.verified)
-    return Source(
-        samples, Hook.of(activations, model), model.name, activations.hook, verified, meta | {"verified": verified}
-    )
 
 
-def recipe_of(request: Request, samples: Float[Tensor, "samples d"] | Store) -> SAEConfig:
+def recipe_of(request: Request, samples: Samples) -> SAEConfig:
     """The request's config, with epochs as steps."""
     config = request.config
     if request.epochs is None:
@@ -295,7 +328,8 @@ def head(config: SAEConfig, source: Source, steps: int) -> str:
     seeds = ", ".join(f"init {a} / data {b}" for a, b in zip(config.init_seeds, config.data_seeds, strict=True))
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     verified = " (**unverified**: the model fails the gate)" if source.verified is False else ""
-    store = source.samples if isinstance(source.samples, Store) else None
+    first = split(source.samples)[0]
+    store = first if isinstance(first, Store) else None
     trained_on = (
         "the whole grid" if store is None else f"{store.folder} ({len(store)} rows in {len(store.shards)} shards)"
     )
@@ -375,7 +409,7 @@ def report(
 |---|---|---|---|
 {table}
 
-{health_lines(health)}
+{skip_line(metrics)}{health_lines(health)}
 
 ## Fourier Validation
 
@@ -389,6 +423,16 @@ def report(
 
 {next_steps}
 """
+
+
+def skip_line(metrics: dict[str, Any]) -> str:
+    """What a skip connection does by itself, of an SAE or transcoder that has one."""
+    if "explained_by_skip" not in metrics:
+        return ""
+    return (
+        f"The skip connection alone explains {metrics['explained_by_skip']:.4f} of the variance; latents are needed for the "
+        "rest.\n\n"
+    )
 
 
 def _overlap_lines(metrics: dict[str, Any], end: Measurement) -> str:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from husai.config import CompiledConfig, SAEConfig, Trainable, content_hash
 from husai.models import Model, inputs_of, kind_of, save_weights, train
@@ -19,6 +17,7 @@ from husai.runs import require_free, whole_folder, write_gate, write_record
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, source_folder
 from husai.sae.health import assess
 from husai.sae.history import StepLog
+from husai.sae.pairs import Pairs, Samples
 from husai.sae.statistics import Statistic
 from husai.sae.train import Fresh, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
@@ -111,7 +110,7 @@ def write_history(path: Path, rows: tuple[Evaluated, ...] | tuple[StepLog, ...])
 
 
 def train_sae_run(
-    x: Float[Tensor, "samples d_in"] | Store,
+    x: Samples,
     config: SAEConfig,
     out: Path,
     meta: dict[str, Any],
@@ -166,8 +165,10 @@ def train_sae_run(
     return trained
 
 
-def _describe(x: Tensor | Store, fresh: bool) -> dict[str, Any]:
+def _describe(x: Samples, fresh: bool) -> dict[str, Any]:
     """What tells activations from others when a run resumes; a store by its index, others by size and first rows."""
+    if isinstance(x, Pairs):
+        return {**_describe(x.x, fresh), "target": _describe(x.target, fresh)}
     if isinstance(x, Store):
         return {"rows": len(x), "d": x.d, "shards": content_hash([(s.path.name, s.rows, s.sha256) for s in x.shards])}
     first = content_hash(x[:64].double().cpu().tolist())

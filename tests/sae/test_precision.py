@@ -18,6 +18,7 @@ from husai.config.precision import PAIRS
 from husai.errors import HusaiError
 from husai.sae.architectures import architecture_of
 from husai.sae.checkpoint import Checkpoints
+from husai.sae.pairs import Pairs
 from husai.sae.params import Params
 from husai.sae.precision import Computation, Rounding, WideProducts, unit_of
 from husai.sae.train import Trainer, train_saes
@@ -135,6 +136,18 @@ def test_samples_are_brought_to_unit_size_by_a_power_of_two():
     assert unit_of(x) == 1
     assert unit_of(x * 1e6) == 2**-20
     assert unit_of(x * 1e-6) == 2**20
+    assert unit_of(x * 0) == unit_of(x * torch.nan) == 1
+
+
+def test_inputs_and_targets_of_a_transcoder_have_one_unit(planted):
+    pairs = Pairs(planted.x * 2.0**10, planted.noise[:, :8] * 2.0**-5)
+    sae = SAE_CONFIGS["transcoder"].model_validate({"d_sae": 64, "l1_coefficient": 1e-4})
+    config = recipe(("fp32", "fp16"), normalise="none", steps=20).model_copy(update={"sae": sae})
+    trainer = Trainer(pairs, config)
+    assert trainer.unit == unit_of(pairs.x)
+    assert torch.equal(trainer.targets, pairs.target * trainer.unit)
+    trained = train_saes(pairs, config)
+    assert all(value.isfinite().all() for value in trained.ensemble.params)
 
 
 @pytest.mark.parametrize("name", SAE_CONFIGS)
@@ -202,7 +215,7 @@ def test_raw_samples_of_any_size_train_in_fp16(planted, kind, size):
 
 def test_without_scaling_fp16_overflows_and_underflows(planted, monkeypatch):
     """The control of the two tests above."""
-    monkeypatch.setattr("husai.sae.train.unit_of", lambda _: 1.0)
+    monkeypatch.setattr("husai.sae.pairs.unit_of", lambda _: 1.0)
     config = recipe(("fp32", "fp16"), normalise="none", steps=40)
     with pytest.raises(HusaiError, match=r"not finite at step .* or compute in fp32 instead of fp16"):
         train_saes(planted.x * 1e6, config, log_every=1)

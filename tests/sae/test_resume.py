@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig
+from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig, TopKSkipTranscoderConfig
 from husai.errors import HusaiError
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, pack, unpack
 from husai.sae.train import Trainer, train_saes
@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 from husai.config import SAEConfig
 from husai.sae import checkpoint
 from husai.sae.train import Trainer
+from husai.sae.pairs import Pairs
 from husai.stores import open_store
 from husai.workflow import train_sae_run
 from safetensors.torch import load_file
@@ -35,6 +36,8 @@ from safetensors.torch import load_file
 folder, config, die = Path(sys.argv[1]), SAEConfig.parse(json.loads(sys.argv[2])), int(sys.argv[3])
 source = folder / "store"
 x = open_store(source) if source.is_dir() else load_file(folder / "x.safetensors")["x"]
+if config.sae.paired:
+    x = Pairs(x, open_store(folder / "target") if source.is_dir() else x.square())
 advance, write = Trainer.advance, checkpoint.write_atomic
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,6 +68,7 @@ def recipe(kind="topk", **training) -> SAEConfig:
     kinds = {
         "topk": TopKConfig(d_sae=48, k=2, dead_steps=2),
         "relu": ReLUConfig(d_sae=48, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
+        "topk_skip_transcoder": TopKSkipTranscoderConfig(d_sae=48, k=2, dead_steps=2),
     }
     quick = {"steps": STEPS, "batch_size": 64, "lr": 1e-2, "warmup_steps": 5, "resample_every": 10, "resample_until": 1}
     given = SAETrainingConfig(**{**quick, **training})
@@ -106,14 +110,21 @@ def assert_equal(first, second):
 
 @pytest.mark.parametrize(
     ("source", "kind", "deaths"),
-    [("tensor", "topk", (3, 29, -35, 58)), ("tensor", "relu", (22, 41)), ("store", "topk", (13, -21, 50))],
+    [
+        ("tensor", "topk", (3, 29, -35, 58)),
+        ("tensor", "relu", (22, 41)),
+        ("store", "topk", (13, -21, 50)),
+        ("tensor", "topk_skip_transcoder", (33,)),
+        ("store", "topk_skip_transcoder", (40,)),
+    ],
 )
 def test_killed_anywhere_and_resumed_a_run_ends_bit_for_bit_the_same(tmp_path, x, source, kind, deaths):
-    config = recipe(kind, buffer_rows=250)
+    config = recipe(kind, buffer_rows=250, ema_decay=0.9 if kind == "topk_skip_transcoder" else None)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         if source == "store":
             store_of(x, tmp_path / name / "store")
+            store_of(x[:, :3].square(), tmp_path / name / "target")
         else:
             torch_save(x, tmp_path / name)
     whole = process(tmp_path / "whole", config, STEPS + 1)
@@ -261,6 +272,8 @@ def test_everything_that_changes_in_training_is_kept(x):
         "dead_steps",
         "grad_norm",
         "unit",
+        "aim",
+        "targets",
         "computation",
         "clock",
     }

@@ -9,6 +9,7 @@ from husai.analysis.fit import evaluate_fit
 from husai.analysis.matching import pwmcc
 from husai.analysis.nulls import null_matrices, sampler
 from husai.config import (
+    SAE_CONFIGS,
     AbsTopKConfig,
     BatchTopKConfig,
     GatedConfig,
@@ -18,13 +19,17 @@ from husai.config import (
     SAEConfig,
     SAEKind,
     SAETrainingConfig,
+    SkipSAEConfig,
+    SkipTranscoderConfig,
     TopKConfig,
+    TranscoderConfig,
 )
 from husai.errors import HusaiError
 from husai.sae.architectures import ARCHITECTURES, architecture_of
 from husai.sae.batches import Batches
-from husai.sae.dictionary import finish, finished
+from husai.sae.dictionary import finish, finished, sighted
 from husai.sae.optimisers import Average, RMSprop
+from husai.sae.pairs import Pairs
 from husai.sae.params import Params, init_params, pre_activations
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation
@@ -52,6 +57,13 @@ KINDS = {
     "gated unit": GatedConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10),
     "gated weighted": GatedConfig(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
 }
+for made in (TranscoderConfig, SkipTranscoderConfig, SkipSAEConfig):
+    for norm in ("unit", "weighted"):
+        name = f"{made.model_fields['architecture'].default} {norm}"
+        KINDS[name] = made(d_sae=D_SAE, l1_coefficient=3, l1_warmup_steps=10, decoder_norm=norm)
+        KINDS[f"topk_{name}"] = SAE_CONFIGS[f"topk_{name.split()[0]}"](
+            d_sae=D_SAE, k=2, dead_steps=2, decoder_norm=norm
+        )
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -59,6 +71,13 @@ each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def x():
     g = generator("test-train")
     return torch.randn(600, 5, generator=g).relu() @ torch.randn(5, D_IN, generator=g) + 3
+
+
+def given(kind, x):
+    """What it trains on: a transcoder on pairs, whose targets are narrower and no linear map of x."""
+    mixed = (x - x.mean(0)) @ torch.randn(D_IN, D_SAE, generator=generator("test-target"))
+    target = mixed.relu() @ torch.randn(D_SAE, D_IN - 2, generator=generator("test-target", 1)) + 7
+    return Pairs(x, target) if kind.paired else x
 
 
 def recipe(kind=KINDS["topk unit"], init=(0,), data=(0,), **training) -> SAEConfig:
@@ -72,13 +91,13 @@ def same(first: Params, second: Params) -> bool:
 
 @each_kind
 def test_a_seed_in_a_stack_equals_the_seed_alone(x, kind):
-    stack = train_saes(x, recipe(kind, (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), log_every=1)
+    stack = train_saes(given(kind, x), recipe(kind, (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), log_every=1)
     for index in (0, 3):
-        alone = train_saes(x, recipe(kind, (index,), (index + 5,)))
+        alone = train_saes(given(kind, x), recipe(kind, (index,), (index + 5,)))
         for ours, expected in zip(stack.ensemble.params, alone.ensemble.params, strict=True):
             torch.testing.assert_close(ours[index], expected[0], rtol=1e-4, atol=1e-4)
     assert max(row.penalty for row in stack.history) > 1  # AuxK or L1 was at work
-    unresampled = train_saes(x, recipe(kind, (0,), (5,), resample_every=None)).ensemble.params
+    unresampled = train_saes(given(kind, x), recipe(kind, (0,), (5,), resample_every=None)).ensemble.params
     assert (stack.ensemble.params.W_dec[0] - unresampled.W_dec[0]).abs().max() > 0.1  # and so was resampling
 
 
@@ -126,9 +145,10 @@ def test_gradients_are_those_of_the_losses(make_params, kind):
     start = architecture.init(make_params(2, D_IN, D_SAE, unit=kind.decoder_norm == "unit"))
     batch = torch.randn(2, 30, D_IN, generator=generator("test-gradients"), dtype=torch.float64)
     params, dead = start.map(lambda value: value.clone().requires_grad_()), torch.arange(D_SAE).expand(2, -1) < 10
-    losses = architecture.losses(params, batch, step=50, dead=dead)
+    target = batch.flip(1) if kind.paired else None
+    losses = architecture.losses(params, batch, step=50, dead=dead, target=target)
     expected = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
-    done = architecture.gradients(params, batch, step=50, dead=dead)
+    done = architecture.gradients(params, batch, step=50, dead=dead, target=target)
     for name, ours, slow in zip(dict(params.items()), done.gradients, expected, strict=True):
         torch.testing.assert_close(ours, slow, msg=name)
     torch.testing.assert_close(done.mse, losses.mse.detach())
@@ -189,7 +209,8 @@ def test_unit_decoders_keep_norm_one_in_every_step(x, monkeypatch, name, decoder
         return original(self, params, *args, **kwargs)
 
     monkeypatch.setattr(architecture, "gradients", spy)
-    trained = train_saes(x, recipe(KINDS[f"{name} {decoder_norm}"]))
+    kind = KINDS[f"{name} {decoder_norm}"]
+    trained = train_saes(given(kind, x), recipe(kind))
     assert len(drift) == 60
     assert max(drift) < 1e-5 if decoder_norm == "unit" else max(drift) > 0.01
     torch.testing.assert_close(trained.ensemble.params.W_dec.norm(dim=-1), torch.ones(1, D_SAE))
@@ -212,7 +233,7 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
 
     monkeypatch.setattr(architecture, "gradients", spy_on_gradients)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
-    train_saes(x, recipe(KINDS[name], steps=5))
+    train_saes(given(KINDS[name], x), recipe(KINDS[name], steps=5))
     assert len(along) == 5
     assert max(along) < 1e-5
 
@@ -337,7 +358,7 @@ def test_constant_input_is_refused(value):
 @each_kind
 def test_a_diverging_loss_is_an_error_that_names_the_rate(x, kind):
     with pytest.raises(HusaiError, match=r"not finite at step \d+; halve training.lr \(1e\+30\)"):
-        train_saes(x, recipe(kind, lr=1e30, resample_every=None))
+        train_saes(given(kind, x), recipe(kind, lr=1e30, resample_every=None))
 
 
 def test_weights_that_diverge_after_the_last_loss_are_an_error(x):
@@ -484,9 +505,9 @@ def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatc
         dead_at.append(dead.clone())
         return gradients(*args, dead=dead, **kwargs)
 
-    def spy_on_resampling(*args):
+    def spy_on_resampling(*args, **kwargs):
         streams.append([stream.initial_seed() for stream in args[-1]])
-        resampled[len(dead_at)] = resample_dead(*args)
+        resampled[len(dead_at)] = resample_dead(*args, **kwargs)
         return resampled[len(dead_at)]
 
     monkeypatch.setattr(TopK, "gradients", spy_on_gradients)
@@ -510,12 +531,16 @@ def test_folding_leaves_reconstructions_of_raw_inputs_as_they_were(x, make_param
     raw = x.double().expand(2, -1, -1)
     normaliser = Normaliser.fit(x.double())
     codes = architecture.encode(params, normaliser(raw))
-    expected = architecture.decode(params, codes) / normaliser.scale + normaliser.mean
+    expected = architecture.decode(params, codes, normaliser(raw)) / normaliser.scale + normaliser.mean
 
-    folded = finish(params, normaliser, architecture.scaled, architecture.rescaled)
+    seen, names = (
+        params if kind.centred() else sighted(params, normaliser),
+        (architecture.scaled, architecture.rescaled),
+    )
+    folded = finish(seen, normaliser, *names, centred=kind.centred())
     torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(2, D_SAE, dtype=torch.float64))
     folded_codes = architecture.encode(folded, raw)
-    torch.testing.assert_close(architecture.decode(folded, folded_codes), expected)
+    torch.testing.assert_close(architecture.decode(folded, folded_codes, raw), expected)
     assert torch.equal(folded_codes != 0, codes != 0)
     assert 0.01 < (codes != 0).double().mean() < 0.9
 
@@ -652,8 +677,8 @@ def test_the_average_by_hand():
 def test_a_resampled_latents_average_starts_anew(x, monkeypatch):
     restarted, replaced = [], []
 
-    def spy_on_resampling(*args):
-        replaced.append(resample_dead(*args))
+    def spy_on_resampling(*args, **kwargs):
+        replaced.append(resample_dead(*args, **kwargs))
         return replaced[-1]
 
     def spy_on_restart(self, params, which):

@@ -15,10 +15,17 @@ from husai.config import (
     ReLUConfig,
     SAEConfig,
     SAETrainingConfig,
+    SkipSAEConfig,
+    SkipTranscoderConfig,
     TopKConfig,
+    TopKSkipSAEConfig,
+    TopKSkipTranscoderConfig,
+    TopKTranscoderConfig,
+    TranscoderConfig,
 )
 from husai.errors import HusaiError
 from husai.sae.architectures import ARCHITECTURES
+from husai.sae.pairs import Pairs
 from husai.sae.train import train_saes
 from husai.sae.weights import load_sae, save_sae
 from husai.seeding import generator
@@ -43,7 +50,15 @@ KINDS = {
     "jumprelu weighted": JumpReLUConfig(d_sae=D_SAE, initial_threshold=0.5, decoder_norm="weighted"),
     "gated unit": GatedConfig(d_sae=D_SAE),
     "gated weighted": GatedConfig(d_sae=D_SAE, decoder_norm="weighted"),
+    "transcoder unit": TranscoderConfig(d_sae=D_SAE),
+    "transcoder weighted": TranscoderConfig(d_sae=D_SAE, decoder_norm="weighted"),
+    "skip_transcoder unit": SkipTranscoderConfig(d_sae=D_SAE),
+    "skip_sae unit": SkipSAEConfig(d_sae=D_SAE),
+    "topk_transcoder unit": TopKTranscoderConfig(d_sae=D_SAE, k=3),
+    "topk_skip_transcoder weighted": TopKSkipTranscoderConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "topk_skip_sae unit": TopKSkipSAEConfig(d_sae=D_SAE, k=3),
 }
+OPENED = {name: kind for name, kind in KINDS.items() if not name.startswith("topk_")}  # SAELens has none of those
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -62,7 +77,8 @@ def trained(x):
         if kind not in ensembles:
             training = SAETrainingConfig(steps=40, batch_size=64, lr=1e-2, warmup_steps=5)
             config = SAEConfig(sae=kind, training=training, init_seeds=(3, 4), data_seeds=(5, 6))
-            ensembles[kind] = train_saes(x, config).ensemble
+            given = Pairs(x, x[:, :-2].abs().sqrt()) if kind.paired else x
+            ensembles[kind] = train_saes(given, config).ensemble
         return ensembles[kind]
 
     return ensemble_of
@@ -82,20 +98,21 @@ def equal_outputs(ours, theirs, x, atol=1e-5):
         assert 0.02 < (codes != 0).double().mean() < 0.98
         torch.testing.assert_close(ours.encode(x), codes, rtol=1e-5, atol=atol)
         torch.testing.assert_close(ours.decode(codes), theirs.decode(codes), rtol=1e-5, atol=atol)
-        torch.testing.assert_close(ours.decode(ours.encode(x)), theirs(x), rtol=1e-5, atol=atol)
+        torch.testing.assert_close(ours.reconstruct(x), theirs(x), rtol=1e-5, atol=atol)
 
 
 # --- our folders ---
 
 
-@each_kind
+@pytest.mark.parametrize("kind", OPENED.values(), ids=OPENED)
 def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, tmp_path, kind):
     ensemble = trained(kind)
     for index in range(2):
         save_sae(ensemble, index, tmp_path / str(index), {})
         theirs = sae_lens.SAE.load_from_disk(tmp_path / str(index))
         equal_outputs(ensemble.member(index), theirs, x)
-        names = {"relu": "standard", "batchtopk": "jumprelu", "matryoshka": "jumprelu"}
+        names = {"relu": "standard", "skip_sae": "skip_transcoder"}
+        names |= dict.fromkeys(("batchtopk", "matryoshka"), "jumprelu")
         assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 
 
@@ -130,11 +147,14 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     member = trained(kind).member(1)
     save_sae(trained(kind), 1, tmp_path / "sae", {"model_name": "add-p113-0"})
     back = load_sae(tmp_path / "sae")
-    assert (back.d_in, back.d_sae) == (D_IN, D_SAE)
+    assert (back.d_in, back.d_sae, back.d_out) == (D_IN, D_SAE, D_IN - 2 if kind.paired else D_IN)
+    assert back.paired == kind.paired
     assert (back.W_dec - member.W_dec).abs().max() < 1e-6
     assert (back.encode(x) - member.encode(x)).abs().max() < 1e-6
     codes = member.encode(x)
     assert (back.decode(codes) - member.decode(codes)).abs().max() < 1e-6
+    assert (back.reconstruct(x) - member.reconstruct(x)).abs().max() < 1e-6
+    assert (back.skip is not None) == kind.skip
     assert back.meta["model_name"] == "add-p113-0"
     assert (back.meta["init_seed"], back.meta["data_seed"]) == (4, 6)
     dial, value = kind.sparsity
@@ -216,6 +236,35 @@ def test_folders_saved_by_sae_lens_compute_the_same(monkeypatch, sae_lens, x, tm
             patched.setattr("husai.sae.weights._through_sae_lens", None)
         equal_outputs(load_sae(tmp_path / "sae"), saved, x, atol=1e-4)
     assert load_sae(tmp_path / "sae").meta["architecture"] == saved.cfg.architecture()
+
+
+@pytest.mark.parametrize("name", ["Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"])
+def test_transcoders_saved_by_sae_lens_compute_the_same(monkeypatch, sae_lens, x, tmp_path, name):
+    config = getattr(sae_lens, f"{name}Config")(d_in=D_IN, d_sae=D_SAE, d_out=5, apply_b_dec_to_input=False)
+    theirs = getattr(sae_lens, name)(config)
+    randomise(theirs)
+    theirs.save_model(tmp_path / "sae")
+    with monkeypatch.context() as patched:
+        if "JumpReLU" not in name:  # read without SAELens
+            patched.setattr("husai.sae.weights._through_sae_lens", None)
+        ours = load_sae(tmp_path / "sae")
+    equal_outputs(ours, theirs, x, atol=1e-4)
+    assert (ours.d_in, ours.d_out, ours.paired) == (D_IN, 5, True)
+    assert (ours.skip is not None) == ("Skip" in name)
+
+
+def test_a_transcoder_folder_must_say_how_wide_its_target_is(trained, tmp_path):
+    save_sae(trained(KINDS["transcoder unit"]), 0, tmp_path / "sae", {})
+    for value, message in (
+        (None, "key 'd_out' is missing"),
+        (0, "'d_out' must be a whole number of at least 1, got 0"),
+    ):
+        edit_config(tmp_path / "sae", d_out=value)
+        with pytest.raises(HusaiError, match=message):
+            load_sae(tmp_path / "sae")
+    edit_config(tmp_path / "sae", d_out=D_IN)
+    with pytest.raises(HusaiError, match=r"W_dec has shape \(24, 6\); cfg.json says \(24, 8\)"):
+        load_sae(tmp_path / "sae")
 
 
 @pytest.mark.parametrize("norms", [True, False], ids=["rescaled", "plain"])

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,14 @@ from husai.config.base import Config, Fraction, Positive, Size, Spread
 
 
 class BaseSAEConfig(Config, ABC):
-    """What every architecture has."""
+    """What every architecture has.
+
+    paired: whether it reconstructs another activation (the target) than the one it encodes. skip: whether a linear map of
+    its input is added to the reconstruction.
+    """
+
+    paired: ClassVar[bool] = False
+    skip: ClassVar[bool] = False
 
     d_sae: Positive = Field(default=1024, description="latents")
     decoder_norm: Literal["unit", "weighted"] = Field(
@@ -23,6 +30,11 @@ class BaseSAEConfig(Config, ABC):
     @abstractmethod
     def sparsity(self) -> tuple[str, float]:
         """Name and value of the dial that sets sparsity."""
+
+    @classmethod
+    def centred(cls) -> bool:
+        """Whether the encoder sees x − b_dec. With a target or a skip connection b_dec is no centre of x: it sees x."""
+        return not (cls.paired or cls.skip)
 
     @property
     def fixed_l0(self) -> float | None:
@@ -128,10 +140,9 @@ class MatryoshkaConfig(BatchConfig):
         return self.widths or self.nested_in(self.d_sae)
 
 
-class ReLUConfig(BaseSAEConfig):
-    """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
+class L1Config(BaseSAEConfig):
+    """What every architecture of ReLU codes with an L1 penalty has."""
 
-    architecture: Literal["relu"] = "relu"
     l1_coefficient: float = Field(default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
     l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
 
@@ -139,6 +150,12 @@ class ReLUConfig(BaseSAEConfig):
     def sparsity(self) -> tuple[str, float]:
         """Name and value of the dial that sets sparsity."""
         return "l1_coefficient", self.l1_coefficient
+
+
+class ReLUConfig(L1Config):
+    """ReLU SAE with an L1 penalty (Bricken et al. 2023)."""
+
+    architecture: Literal["relu"] = "relu"
 
 
 class JumpReLUConfig(BaseSAEConfig):
@@ -198,6 +215,65 @@ class GatedConfig(BaseSAEConfig):
         return "l1_coefficient", self.l1_coefficient
 
 
-SAEKind = TopKConfig | ReLUConfig | BatchTopKConfig | MatryoshkaConfig | AbsTopKConfig | JumpReLUConfig | GatedConfig
+class TranscoderConfig(L1Config):
+    """Transcoder (Dunefsky et al. 2024, arXiv 2406.11944): codes of one activation, mostly an MLP's input, that
+    reconstruct another, mostly its output."""
+
+    architecture: Literal["transcoder"] = "transcoder"
+    paired: ClassVar[bool] = True
+
+
+class SkipTranscoderConfig(L1Config):
+    """Skip transcoder (Paulo et al. 2025, arXiv 2501.18823): a linear map of the input takes part in the reconstruction."""
+
+    architecture: Literal["skip_transcoder"] = "skip_transcoder"
+    paired: ClassVar[bool] = True
+    skip: ClassVar[bool] = True
+
+
+class SkipSAEConfig(L1Config):
+    """SAE with a skip connection. The identity solves it, so its latents may mean nothing: a control, not a tool."""
+
+    architecture: Literal["skip_sae"] = "skip_sae"
+    skip: ClassVar[bool] = True
+
+
+class TopKTranscoderConfig(KConfig):
+    """Transcoder with the k largest codes, as in sparsify."""
+
+    architecture: Literal["topk_transcoder"] = "topk_transcoder"
+    paired: ClassVar[bool] = True
+
+
+class TopKSkipTranscoderConfig(KConfig):
+    """Skip transcoder with the k largest codes (Paulo et al. 2025)."""
+
+    architecture: Literal["topk_skip_transcoder"] = "topk_skip_transcoder"
+    paired: ClassVar[bool] = True
+    skip: ClassVar[bool] = True
+
+
+class TopKSkipSAEConfig(KConfig):
+    """TopK SAE with a skip connection; a control, as `SkipSAEConfig`."""
+
+    architecture: Literal["topk_skip_sae"] = "topk_skip_sae"
+    skip: ClassVar[bool] = True
+
+
+SAEKind = (
+    TopKConfig
+    | ReLUConfig
+    | BatchTopKConfig
+    | MatryoshkaConfig
+    | AbsTopKConfig
+    | JumpReLUConfig
+    | GatedConfig
+    | TranscoderConfig
+    | SkipTranscoderConfig
+    | SkipSAEConfig
+    | TopKTranscoderConfig
+    | TopKSkipTranscoderConfig
+    | TopKSkipSAEConfig
+)
 SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
 ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]

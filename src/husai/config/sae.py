@@ -193,6 +193,15 @@ class SAEConfig(Config):
             raise ValueError("init_seeds and data_seeds must be lists of equal length, one entry an SAE")
         return self
 
+    @model_validator(mode="after")
+    def _scale_can_be_undone(self) -> Self:
+        if self.training.normalise == "constant_norm" and not self.sae.centred():
+            raise ValueError(
+                "training.normalise constant_norm scales each sample by its own norm, which "
+                f"{self.sae.architecture} cannot undo; allowed are scalar, feature and none"
+            )
+        return self
+
     @property
     def warmup(self) -> int:
         """Steps until every warm-up is over: the learning rate's, and that of any penalty."""

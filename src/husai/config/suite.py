@@ -41,6 +41,13 @@ class SuiteEntry(Config):
     sae: ArchitectureConfig
     training: SAETrainingConfig = SAETrainingConfig()
 
+    @field_validator("sae")
+    @classmethod
+    def _reconstructs_its_input(cls, sae: ArchitectureConfig) -> ArchitectureConfig:
+        if sae.paired:
+            raise ValueError(f"{sae.architecture} needs a target beside its hook; it is trained by husai sae train")
+        return sae
+
 
 def _kind_of_model(value: Any) -> str:
     """Which of the things that may stand under `model` a value is."""

@@ -16,11 +16,12 @@ CAUSES = (
 
 
 def cause_of(dictionary: Dictionary, hook: Hook, live: Bool[Tensor, "d_sae"]) -> dict[str, float]:
-    """The causal figures of an SAE, on the activations that the model was given."""
+    """The causal figures of an SAE, on the activations that the model was given; a transcoder's at its target."""
     assert hook.site is not None
-    codes = dictionary.encode(hook.site.x)
+    given = hook.site.x if hook.source is None else hook.source
+    codes = dictionary.encode(given)
     contributed = codes[:, live] * dictionary.W_dec[live].norm(dim=1)
-    return _causes(Coded(dictionary.atoms[live], contributed), dictionary.decode(codes), hook)
+    return _causes(Coded(dictionary.atoms[live], contributed), dictionary.reconstruct(given, codes), hook)
 
 
 def cause_of_coded(coded: Coded, hook: Hook) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Hook:
     symmetry. answers: what they are the answer of, where there is truth. families: the functions that codes are read
     against. task: the grid or the walks, if the samples are of a model. site: the rest of that model. turning: the true
     planes that it follows, and rotation_true: how far it does. fresh: further samples, where SAEs train on no fixed ones.
+    source: what dictionaries encode, row by row, where it is not x but x is what they reconstruct (transcoders).
     """
 
     x: Float[Tensor, "samples d"]
@@ -47,6 +48,12 @@ class Hook:
     turning: Turning | None = None
     rotation_true: float = float("nan")
     fresh: Fresh | None = None
+    source: Float[Tensor, "samples d_in"] | None = None
+
+    @property
+    def encoded(self) -> Float[Tensor, "samples d_in"]:
+        """What dictionaries encode: the samples, or what transcoders make them from."""
+        return self.x if self.source is None else self.source
 
     @classmethod
     def of(cls, activations: Activations, model: Model | None = None) -> "Hook":

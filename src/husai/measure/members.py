@@ -36,8 +36,8 @@ class Members:
         """full: read all that applies at the hook, which takes longer; else only what each latent is tuned to."""
         found = cls([], [], [], [], [], [], full)
         for dictionary in dictionaries:
-            codes = dictionary.encode(hook.x)
-            fit = evaluate_fit(dictionary, hook.x, codes)
+            codes = dictionary.encode(hook.encoded)
+            fit = evaluate_fit(dictionary, hook.x, codes, source=hook.source)
             found.fits.append(fit)
             found.atoms.append(dictionary.atoms[fit.live])
             contributed = codes[:, fit.live] * dictionary.W_dec[fit.live].norm(dim=1)

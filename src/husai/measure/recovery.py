@@ -25,6 +25,9 @@ def fit_rows(result: Measurement, members: Members) -> None:
     for metric in ("explained_variance", "fvu", "l0", "dead"):
         per_seed(result, metric, [getattr(fit, metric) for fit in members.fits])
     per_seed(result, "n_live", [float(n) for n in members.n_live])
+    alone = [fit.explained_by_skip for fit in members.fits if fit.explained_by_skip is not None]
+    if alone:
+        per_seed(result, "explained_by_skip", alone)
 
 
 def reading_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:

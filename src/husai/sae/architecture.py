@@ -89,8 +89,11 @@ class Architecture(ABC, Generic[C]):
         self.config = config
 
     def init(self, params: Params) -> Params:
-        """Freshly drawn parameters, with what this architecture has beside the four."""
-        return params
+        """Freshly drawn parameters, with what this architecture has beside the four; a skip connection starts at 0."""
+        if not self.config.skip:
+            return params
+        seeds, d_in, _ = params.W_enc.shape
+        return params.adding(**{SKIP: params.W_dec.new_zeros(seeds, params.W_dec.shape[-1], d_in)})
 
     @abstractmethod
     def encode(self, params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
@@ -102,11 +105,14 @@ class Architecture(ABC, Generic[C]):
         codes: Float[Tensor, "seeds batch d_sae"],
         x: Float[Tensor, "seeds batch d_in"] | None = None,
     ) -> Float[Tensor, "seeds batch d_out"]:
-        """Reconstruction from codes; with x, what a skip connection makes of it besides."""
+        """Reconstruction from codes and, with x, from what a skip connection makes of it."""
         reconstruction = reconstruct(params, codes)
-        if x is None or SKIP not in params.more:
-            return reconstruction
-        return torch.baddbmm(reconstruction, x, params.more[SKIP].mT)
+        return reconstruction if x is None or not self.config.skip else reconstruction + self.skipped(params, x)
+
+    @staticmethod
+    def skipped(params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_out"]:
+        """What the skip connection adds to a reconstruction."""
+        return x @ params.more[SKIP].mT
 
     @abstractmethod
     def losses(

@@ -11,6 +11,7 @@ from husai.sae.jumprelu import JumpReLU
 from husai.sae.matryoshka import Matryoshka
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
+from husai.sae.transcoder import SkipTranscoder, TopKSkipTranscoder, TopKTranscoder, Transcoder
 
 ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "topk": TopK,
@@ -20,6 +21,12 @@ ARCHITECTURES: dict[str, type[Architecture[Any]]] = {
     "matryoshka": Matryoshka,
     "gated": Gated,
     "abstopk": AbsTopK,
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "skip_sae": SkipTranscoder,
+    "topk_transcoder": TopKTranscoder,
+    "topk_skip_transcoder": TopKSkipTranscoder,
+    "topk_skip_sae": TopKSkipTranscoder,
 }
 
 

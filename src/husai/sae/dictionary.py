@@ -11,7 +11,7 @@ from torch import Tensor
 from husai.activations import Normaliser, rescale
 from husai.config import SAEConfig, SAEKind
 from husai.errors import HusaiError
-from husai.sae.architecture import Architecture
+from husai.sae.architecture import SKIP, Architecture
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
 
@@ -22,17 +22,37 @@ PART = 8192  # samples encoded at once
 class Dictionary:
     """One finished SAE as every score sees it, whatever trained it.
 
-    W_dec: (d_sae, d_in). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: back to (n, d_in).
-    meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
+    W_dec: (d_sae, d_out). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: from them to (n, d_out), without
+    what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
+    skip: (n, d_in) activations to what a skip connection makes of them. d_source: width of what is encoded, of a
+    transcoder, which reconstructs another activation; None: what is reconstructed is what is encoded.
     """
 
-    W_dec: Float[Tensor, "d_sae d_in"]
+    W_dec: Float[Tensor, "d_sae d_out"]
     encode: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_sae"]]
-    decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_in"]]
+    decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_out"]]
     meta: dict[str, object] = field(default_factory=dict)
+    skip: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]] | None = None
+    d_source: int | None = None
+
+    def reconstruct(
+        self, x: Float[Tensor, "n d_in"], codes: Float[Tensor, "n d_sae"] | None = None
+    ) -> Float[Tensor, "n d_out"]:
+        """All that is made of x, a skip connection's part too; `codes` of x save encoding again."""
+        decoded = self.decode(self.encode(x) if codes is None else codes)
+        return decoded if self.skip is None else decoded + self.skip(x)
+
+    @property
+    def paired(self) -> bool:
+        """Whether it reconstructs another activation than the one it encodes."""
+        return self.d_source is not None
 
     @property
     def d_in(self) -> int:
+        return self.d_out if self.d_source is None else self.d_source
+
+    @property
+    def d_out(self) -> int:
         return self.W_dec.shape[1]
 
     @property
@@ -40,7 +60,7 @@ class Dictionary:
         return self.W_dec.shape[0]
 
     @property
-    def atoms(self) -> Float[Tensor, "d_sae d_in"]:
+    def atoms(self) -> Float[Tensor, "d_sae d_out"]:
         """Unit decoder rows, float32."""
         return F.normalize(self.W_dec.float(), dim=-1)
 
@@ -88,7 +108,13 @@ def as_dictionary(
         with torch.no_grad():
             return architecture.decode(params, codes[None])[0]
 
-    made = Dictionary(params.W_dec[0], encode, decode, meta)
+    def skip(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return architecture.skipped(params, x[None])[0]
+
+    config = architecture.config
+    d_source = params.W_enc.shape[1] if config.paired else None
+    made = Dictionary(params.W_dec[0], encode, decode, meta, skip if config.skip else None, d_source)
     return rescaling(made) if constant_norm else made
 
 
@@ -116,13 +142,39 @@ def rescaling(inner: Dictionary) -> Dictionary:
     return Dictionary(inner.W_dec, encode, decode, inner.meta)
 
 
-def finished(params: Params, config: SAEConfig, normaliser: Normaliser, architecture: Architecture) -> SAEEnsemble:
-    """Trained parameters as SAEs on raw activations."""
-    kind, competing = config.sae, config.sae.fixed_l0 is not None
+def finished(
+    params: Params,
+    config: SAEConfig,
+    source: Normaliser,
+    architecture: Architecture,
+    target: Normaliser | None = None,
+) -> SAEEnsemble:
+    """Trained parameters as SAEs on raw activations.
+
+    source: the normaliser of what they encode; target: that of what they reconstruct, None if it is the same.
+    """
+    kind, competing, normaliser = config.sae, config.sae.fixed_l0 is not None, target or source
     if competing and isinstance(normaliser.scale, Tensor):  # the norms that selection saw are in its scores already
         kind = kind.model_copy(update={"decoder_norm": "unit"})
-    weights = finish(params, normaliser, architecture.scaled, architecture.rescaled, competing=competing)
+    named, centred = (architecture.scaled, architecture.rescaled), kind.centred()
+    params = params if centred else sighted(params, source)
+    weights = finish(params, normaliser, *named, competing=competing, centred=centred)
     return SAEEnsemble(weights, kind, config.init_seeds, config.data_seeds, normaliser.each)
+
+
+def sighted(params: Params, source: Normaliser) -> Params:
+    """Fold the input's normalisation into an encoder and a skip connection that see x.
+
+    With m and s the input's mean and scale, ((x − m)·s)·W_enc + b_enc = x·(s·W_enc) + (b_enc − (m·s)·W_enc); of W_skip,
+    the constant goes to b_dec.
+    """
+    scale = (source.scale * torch.ones_like(source.mean)).to(params.b_dec)
+    shift = source.mean.to(params.b_dec) * scale
+    made = params.replace(W_enc=params.W_enc * scale[:, None], b_enc=params.b_enc - shift @ params.W_enc)
+    if SKIP not in params.more:
+        return made
+    W_skip = params.more[SKIP]
+    return made.replace(b_dec=params.b_dec - W_skip @ shift).adding(**{SKIP: W_skip * scale})
 
 
 def finish(
@@ -132,6 +184,7 @@ def finish(
     rescaled: tuple[str, ...] = (),
     *,
     competing: bool = False,
+    centred: bool = True,
 ) -> Params:
     """Fold decoder norms and input normalisation into the weights: same reconstructions, unit decoder rows, raw input.
 
@@ -141,6 +194,8 @@ def finish(
 
     A scale of its own for every coordinate gives decoder rows of equal norm unequal ones. Where latents compete for a
     place (`competing`), dividing those out would change who wins: rows then keep them, and codes the units of training.
+
+    An encoder that sees x (`centred` is false) is in raw units already (`sighted`), and `normaliser` is the target's.
     """
     norms = params.W_dec.norm(dim=-1).clamp(min=1e-12)
     scale, mean = normaliser.scale, normaliser.mean.to(params.b_dec)
@@ -148,16 +203,18 @@ def finish(
         scale = scale.to(params.b_dec)
         rows = params.W_dec / scale
         norms = norms if competing else rows.norm(dim=-1).clamp(min=1e-12)
+        W_enc = params.W_enc * scale[:, None] if centred else params.W_enc
+        factors = dict.fromkeys(scaled, norms) | {SKIP: 1 / scale[:, None]}
         return Params(
-            params.W_enc * scale[:, None] * norms[:, None],
+            W_enc * norms[:, None],
             params.b_enc * norms,
             rows / norms[..., None],
             params.b_dec / scale + mean,
-            {name: value * norms if name in scaled else value for name, value in params.more.items()},
+            {name: value * factors.get(name, 1) for name, value in params.more.items()},
         )
-    factors = dict.fromkeys(scaled, norms / scale) | dict.fromkeys(rescaled, 1 / scale)
+    factors = dict.fromkeys(scaled, norms / scale) | dict.fromkeys((*rescaled, SKIP), 1 / scale)
     return Params(
-        params.W_enc * norms[:, None],
+        (params.W_enc if centred else params.W_enc / scale) * norms[:, None],
         params.b_enc * norms / scale,
         params.W_dec / norms[..., None],
         params.b_dec / scale + mean,

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from husai.config import SAEConfig
 from husai.sae.batches import Fresh
+from husai.sae.pairs import Samples, split
 from husai.sae.train import Trainer
-from husai.stores import Store
 
 WARM, TIMED = 2, 8
 
@@ -53,9 +52,7 @@ class Estimate:
         ]
 
 
-def estimate(
-    x: Float[Tensor, "samples d_in"] | Store, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu"
-) -> Estimate:
+def estimate(x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu") -> Estimate:
     """Set training up, do two steps to warm up and eight that are timed, and throw them away.
 
     Raises HusaiError as `Trainer`.
@@ -74,7 +71,11 @@ def estimate(
     numbers = sum(value.numel() for value in trainer.params)
     held = [*trainer.params] + [value.grad for value in trainer.params if value.grad is not None]
     held += [value for kept in trainer.optimiser.state.values() for value in kept.values() if isinstance(value, Tensor)]
-    blocks = min(config.training.buffer_rows, len(x)) * trainer.samples.shape[1] * 4 * len(config.data_seeds)
+    given = [part for part in split(x) if part is not None]
+    samples = [trainer.samples, trainer.targets][: len(given)]
+    widths = sum(part.shape[1] for part in samples)
+    blocks = min(config.training.buffer_rows, len(x)) * widths * 4 * len(config.data_seeds)
+    raw = [part for part in given if isinstance(part, Tensor)]
     return Estimate(
         steps=config.training.end,
         seeds=len(config.init_seeds),
@@ -82,7 +83,7 @@ def estimate(
         step_seconds=sorted(times)[TIMED // 2],
         parameters=numbers,
         training_bytes=_size(held),
-        sample_bytes=_size([trainer.samples]) + (blocks if isinstance(x, Store) else _size([x])),
+        sample_bytes=_size(samples) + (_size(raw) if raw else blocks),
         peak_bytes=torch.cuda.max_memory_allocated(device) if trainer.samples.is_cuda else _peak(),
     )
 

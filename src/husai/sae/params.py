@@ -15,7 +15,9 @@ FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 @dataclass(frozen=True)
 class Params:
-    """x̂ = f(x)·W_dec + b_dec; the encoder sees x − b_dec. Decoder rows are the dictionary's atoms.
+    """x̂ = f(x)·W_dec + b_dec. Decoder rows are the dictionary's atoms.
+
+    The encoder sees x − b_dec; of transcoders and where there is a skip connection, x (`BaseSAEConfig.centred`).
 
     more: what one architecture has beside these, by name, with seeds as first axis. Iteration yields the tensors.
     """
@@ -51,16 +53,30 @@ class Params:
         return replace(self, more={**self.more, **tensors})
 
 
-def init_params(d_in: int, d_sae: int, init_seeds: tuple[int, ...]) -> Params:
-    """Unit decoder rows in random directions, the encoder their transpose, biases 0; one stream a seed."""
-    rows = [F.normalize(torch.randn(d_sae, d_in, generator=generator("sae-init", seed)), dim=-1) for seed in init_seeds]
-    W_dec = torch.stack(rows)
-    seeds = len(init_seeds)
-    return Params(W_dec.mT.contiguous(), torch.zeros(seeds, d_sae), W_dec, torch.zeros(seeds, d_in))
+def init_params(d_in: int, d_sae: int, init_seeds: tuple[int, ...], *, d_target: int | None = None) -> Params:
+    """Unit decoder rows in random directions, the encoder their transpose, biases 0; one stream a seed.
+
+    d_target: width of the target of a transcoder, whose encoder is drawn apart, as input and target share no axes.
+    """
+    if d_target is None:
+        W_dec = _directions("sae-init", d_sae, d_in, init_seeds)
+        W_enc = W_dec.mT.contiguous()
+    else:
+        W_dec = _directions("sae-init", d_sae, d_target, init_seeds)
+        W_enc = _directions("sae-init-encoder", d_sae, d_in, init_seeds).mT.contiguous()
+    seeds, d_out = len(init_seeds), W_dec.shape[-1]
+    return Params(W_enc, torch.zeros(seeds, d_sae), W_dec, torch.zeros(seeds, d_out))
 
 
-def pre_activations(params: Params, x: Float[Tensor, "seeds batch d_in"]) -> Float[Tensor, "seeds batch d_sae"]:
-    return torch.baddbmm(params.b_enc[:, None], x - params.b_dec[:, None], params.W_enc)
+def _directions(purpose: str, count: int, d: int, seeds: tuple[int, ...]) -> Float[Tensor, "seeds count d"]:
+    return torch.stack([F.normalize(torch.randn(count, d, generator=generator(purpose, s)), dim=-1) for s in seeds])
+
+
+def pre_activations(
+    params: Params, x: Float[Tensor, "seeds batch d_in"], *, centred: bool = True
+) -> Float[Tensor, "seeds batch d_sae"]:
+    """centred: whether the encoder sees x − b_dec, as plain SAEs' do."""
+    return torch.baddbmm(params.b_enc[:, None], x - params.b_dec[:, None] if centred else x, params.W_enc)
 
 
 def reconstruct(params: Params, codes: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_out"]:

@@ -43,10 +43,11 @@ class WideProducts(TorchDispatchMode):
 def unit_of(samples: Float[Tensor, "samples d_in"]) -> float:
     """What raw samples are multiplied by in low precision: the power of two that brings their root mean square nearest to 1.
 
-    A power of two rounds nothing. Their mean counts too, for it is there to overflow.
+    A power of two rounds nothing. Their mean counts too, for it is there to overflow. 1 for zeros and for NaN, which
+    `Normaliser.fit` refuses.
     """
     size = float(samples.double().pow(2).mean().sqrt())
-    return 2.0 ** -round(math.log2(size))
+    return 2.0 ** -round(math.log2(size)) if 0 < size < math.inf else 1.0
 
 
 class Computation:

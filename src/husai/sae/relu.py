@@ -1,12 +1,13 @@
 """ReLU SAE with an L1 penalty (Bricken et al. 2023): λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖."""
 
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from husai.config import ReLUConfig
+from husai.config import L1Config
 from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import plain_floats
 from husai.sae.kernels.relu import relu_step
@@ -14,8 +15,10 @@ from husai.sae.kernels.step import each_seed
 from husai.sae.params import Params, pre_activations, squared_error
 from husai.schedule import warmth
 
+L = TypeVar("L", bound=L1Config)
 
-class ReLU(Architecture[ReLUConfig]):
+
+class ReLU(Architecture[L]):
     """ReLU of the pre-activations; the norms of the decoder rows are part of x̂, whatever the config."""
 
     saelens = "standard"
@@ -23,7 +26,7 @@ class ReLU(Architecture[ReLUConfig]):
     encoder_scale = 0.2
 
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
-        return pre_activations(params, x).relu()
+        return pre_activations(params, x, centred=self.config.centred()).relu()
 
     def coefficient(self, step: int) -> float:
         """λ at its warm-up level."""

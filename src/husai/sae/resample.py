@@ -1,9 +1,9 @@
 """Resampling of dead latents (Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling).
 
 A latent that fires on no training sample is pointed at a sample drawn with probability proportional to its squared
-loss. The encoder row gets the mean norm of the live rows times the architecture's `encoder_scale`: Bricken et al. use 0.2
-with ReLU; where latents compete, a weak row would never win, so it is 1 there. What an architecture has for every latent
-beside the encoder (a threshold, say) starts afresh.
+loss; that of a transcoder reads the sample and points at its target. The encoder row gets the mean norm of the live rows
+times the architecture's `encoder_scale`: Bricken et al. use 0.2 with ReLU; where latents compete, a weak row would never
+win, so it is 1 there. What an architecture has for every latent beside the encoder (a threshold, say) starts afresh.
 """
 
 from typing import Any
@@ -26,17 +26,23 @@ def resample_dead(
     samples: Float[Tensor, "samples d_in"],
     architecture: Architecture[Any],
     generators: list[torch.Generator],
+    *,
+    targets: Float[Tensor, "samples d_out"] | None = None,
 ) -> Bool[Tensor, "seeds d_sae"]:
-    """Replace the dead latents of every seed in place, and clear their optimiser moments. Returns which they were."""
+    """Replace the dead latents of every seed in place, and clear their optimiser moments. Returns which they were.
+
+    targets: what the samples are to become, whose error is drawn from and to which atoms point; None: themselves.
+    """
+    targets = samples if targets is None else targets
     fresh = architecture.init(params.map(torch.zeros_like)).more
     dead = torch.zeros(params.b_enc.shape, dtype=torch.bool, device=samples.device)
     with torch.no_grad():
         for seed, stream in enumerate(generators):
             alone = params.map(lambda value, seed=seed: value[seed : seed + 1])
             error, fired = [], []
-            for part in samples.split(PART):
+            for part, wanted in zip(samples.split(PART), targets.split(PART), strict=True):
                 codes = architecture.encode(alone, part[None])
-                error.append((architecture.decode(alone, codes)[0] - part).pow(2).sum(-1))
+                error.append((architecture.decode(alone, codes, part[None])[0] - wanted).pow(2).sum(-1))
                 fired.append((codes[0] != 0).any(0))
             dead[seed] = ~torch.stack(fired).any(0)
             count = int(dead[seed].sum())
@@ -47,10 +53,13 @@ def resample_dead(
                 continue
             weights = torch.cat(error).pow(2).cpu()
             chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)
-            direction = F.normalize(samples[chosen.to(samples.device)] - alone.b_dec, dim=-1)
+            rows = chosen.to(samples.device)
+            atoms = F.normalize(targets[rows] - alone.b_dec, dim=-1)
+            centred = architecture.config.centred()
+            reading = atoms if centred else F.normalize(samples[rows], dim=-1)
             size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * architecture.encoder_scale
-            params.W_dec[seed, dead[seed]] = direction
-            params.W_enc[seed][:, dead[seed]] = direction.T * size
+            params.W_dec[seed, dead[seed]] = atoms
+            params.W_enc[seed][:, dead[seed]] = reading.T * size
             params.b_enc[seed, dead[seed]] = 0.0
             for name, value in params.more.items():
                 if _per_latent(value, dead):

@@ -23,7 +23,7 @@ class TopK(Architecture[K]):
 
     def scores(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         """What the k largest are chosen by: pre-activations, times the decoder norms if those are free."""
-        hidden = pre_activations(params, x)
+        hidden = pre_activations(params, x, centred=self.config.centred())
         return hidden * params.W_dec.norm(dim=-1)[:, None] if self.config.decoder_norm == "weighted" else hidden
 
     def select(self, scores: Float[Tensor, "seeds batch d_sae"]) -> Float[Tensor, "seeds batch d_sae"]:

@@ -9,26 +9,25 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.activations import Normaliser
 from husai.config import SAEConfig, SAETrainingConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture, Step
 from husai.sae.architectures import architecture_of
-from husai.sae.batches import Batches, Fresh, StoreBatches
+from husai.sae.batches import Fresh
 from husai.sae.checkpoint import Checkpoints, put_back, snapshot
 from husai.sae.dictionary import SAEEnsemble, finished
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
+from husai.sae.pairs import Samples, common_unit, require_fit, side, split
 from husai.sae.params import Params, init_params
-from husai.sae.precision import DTYPES, Computation, Rounding, unit_of
+from husai.sae.precision import DTYPES, Computation, Rounding
 from husai.sae.resample import resample_dead
 from husai.sae.statistics import Statistic, statistics
 from husai.sae.terms import decorrelation_term, steer
 from husai.sae.timing import Clock
 from husai.schedule import trapezoid
 from husai.seeding import generator
-from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
 
 Stop = Callable[[int, SAEEnsemble], bool]
 
@@ -77,26 +76,29 @@ class Trainer:
 
     def __init__(
         self,
-        x: Float[Tensor, "samples d_in"] | Store,
+        x: Samples,
         config: SAEConfig,
         *,
         fresh: Fresh | None = None,
         device: str = "cpu",
     ) -> None:
-        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store."""
+        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store.
+
+        Also if the architecture needs a target and x has none, or the other way about.
+        """
+        require_fit(x, config, fresh)
         self.config, self.recipe, self.count = config, config.training, len(x)
         if self.count < self.recipe.batch_size:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
-        how = self.recipe.normalise
-        self.normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, how=how)
-        held = sample_rows(x, min(SAMPLE, self.recipe.buffer_rows)) if isinstance(x, Store) else x
-        self.unit = unit_of(held) if how == "none" and self.recipe.low_precision else 1.0
-        if self.unit != 1:
-            self.normaliser = replace(self.normaliser, scale=self.unit)
+        source, target = split(x)
+        self.unit = common_unit(x, config)
+        self.normaliser, self.samples, self.batches = side(source, config, "activations", device, self.unit, fresh)
+        aim = None if target is None else side(target, config, "targets", device, self.unit)
+        self.aim, self.targets = aim, self.samples if aim is None else aim.samples
         self.architecture: Architecture[Any] = architecture_of(config.sae).in_units(self.unit)
-        self.samples = self.normaliser(held).to(device)
-        self.variance = float(self.samples.var(0, correction=0).sum())
-        start = self.architecture.init(init_params(self.samples.shape[1], config.sae.d_sae, config.init_seeds))
+        self.variance = float(self.targets.var(0, correction=0).sum())
+        d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
+        start = self.architecture.init(init_params(d_in, config.sae.d_sae, config.init_seeds, d_target=d_target))
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.computation = Computation(self.architecture, self.recipe, device)
         low = self.recipe.dtype != "fp32"
@@ -105,12 +107,6 @@ class Trainer:
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
         self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
-        order = (self.recipe.batch_size, config.data_seeds, self.normaliser)
-        self.batches = (
-            StoreBatches(x, *order, self.recipe.buffer_rows, device)
-            if isinstance(x, Store)
-            else Batches(self.samples, *order, fresh)
-        )
         seeds = zip(config.init_seeds, config.data_seeds, strict=True)
         self.resampling = [generator("sae-resample", *pair) for pair in seeds]
         self.silent = torch.zeros(len(config.init_seeds), config.sae.d_sae, dtype=torch.long, device=device)
@@ -126,6 +122,8 @@ class Trainer:
         """Go on from where `state` was taken, by a trainer of the same arguments."""
         for name in self.kept:
             setattr(self, name, put_back(getattr(self, name), state[name]))
+        if self.aim is not None:  # its rows are drawn in the same order
+            put_back(self.aim.batches, state["batches"])
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -143,7 +141,7 @@ class Trainer:
         self.clock.lap(None)
         if resampling_due(self.step, self.recipe):
             where = (self.params, self.optimiser, self.samples, self.architecture, self.resampling)
-            replaced = resample_dead(*where)
+            replaced = resample_dead(*where, targets=self.targets)
             self.silent[replaced] = 0
             if self.average is not None:
                 self.average.restart(self.params, replaced)
@@ -151,12 +149,13 @@ class Trainer:
             group["lr"] = self.rate()
         self.clock.lap("update")
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
+        target = None if self.aim is None else self.aim.batches.at(self.step)
         self.clock.lap("data")
         if self.recipe.target_l0 is not None:
             self.architecture.strength = self.strength
-        done = self._with_terms(self.computation.gradients(self.params, x, step=self.step, dead=dead))
+        made = self.computation.gradients(self.params, x, step=self.step, dead=dead, target=target)
         self.clock.lap("gradients")
-        done = self._update(done)
+        done = self._update(self._with_terms(made))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
         self.step += 1
         if self.average is not None:
@@ -185,7 +184,7 @@ class Trainer:
                 gradients.W_dec.sub_((gradients.W_dec * rows).sum(-1, keepdim=True) * rows)
             self.grad_norm = norm_each(gradients) / kept if limit is None else clip_each(gradients, limit, kept)
             for value, gradient in zip(self.params, gradients, strict=True):
-                value.grad = gradient
+                value.grad = gradient.contiguous()  # fused Adam takes them in the order of memory, whatever the strides
             self.optimiser.step()
             if unit and (self.step + 1) % every == 0:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
@@ -201,7 +200,8 @@ class Trainer:
         raw = now.map(lambda value: value.detach().cpu().clone())
         if self.config.sae.decoder_norm == "unit" and (averaged or self.recipe.decoder_norm_every > 1):
             raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
-        made = finished(raw, self.config, self.normaliser, self.architecture)
+        aim = None if self.aim is None else self.aim.normaliser
+        made = finished(raw, self.config, self.normaliser, self.architecture, aim)
         if not all(bool(value.isfinite().all()) for value in made.params):
             raise self.diverged("weights are")
         return made
@@ -236,7 +236,7 @@ class Trainer:
 
 
 def train_saes(
-    x: Float[Tensor, "samples d_in"] | Store,
+    x: Samples,
     config: SAEConfig,
     *,
     stop: Stop = lambda _step, _ensemble: False,
@@ -249,6 +249,8 @@ def train_saes(
     checkpoints: Checkpoints | None = None,
 ) -> TrainedSAEs:
     """Train one SAE a seed on raw activations x (normalised inside, which is folded back into the result).
+
+    A transcoder takes `Pairs` of inputs and targets, each with a normaliser of its own, and batches draw the same rows.
 
     fresh(count, generator) draws further samples like x, on which every step then trains instead; x still says how samples
     are centred and scaled, what a pass is, and which latents are dead. A Store is streamed; which of its latents are dead

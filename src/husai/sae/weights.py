@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from husai.config import SAE_CONFIGS
+from husai.config import SAE_CONFIGS, BaseSAEConfig, KConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import ARCHITECTURES, architecture_of
@@ -40,7 +40,7 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
         "d_sae": kind.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": kind.centred(),
         "normalize_activations": CONSTANT_NORM if ensemble.constant_norm else "none",
         "reshape_activations": "none",
         "metadata": {
@@ -51,6 +51,7 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
             "data_seed": ensemble.data_seeds[index],
             **meta,
         },
+        **({} if kind.centred() else {"d_out": ensemble.params.W_dec.shape[2]}),
         **keys,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -65,18 +66,19 @@ def load_sae(folder: str | Path) -> Dictionary:
     folder = Path(folder)
     config = _read_config(folder)
     meta = {**config["metadata"], "architecture": config["architecture"]}
+    kind = _kind(config)
     plain = (
-        config.get("apply_b_dec_to_input", True)
+        kind is not None
+        and config.get("apply_b_dec_to_input", True) == kind.centred()
         and config.get("normalize_activations", "none") in ("none", CONSTANT_NORM)
         and config.get("reshape_activations", "none") == "none"
         and not config.get("rescale_acts_by_decoder_norm", False)
-        and config["architecture"] in READ
         and config.get("dtype", "float32") == "float32"
     )
     if not plain:
         return _through_sae_lens(folder, meta)
     architecture = _architecture(config, folder / CONFIG)
-    shapes = _shapes(architecture, config["d_in"], config["d_sae"])
+    shapes = _shapes(architecture, config["d_in"], config["d_sae"], config.get("d_out", config["d_in"]))
     try:
         tensors = load_file(folder / WEIGHTS)
         found = {name: tensors[name] for name in shapes}
@@ -94,9 +96,15 @@ def load_sae(folder: str | Path) -> Dictionary:
     _require_finite(found, folder)
     params = architecture.restore(found).map(lambda value: value[None])
     seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
-    kind: dict[str, object] = {"architecture": architecture.config.architecture, **dict([architecture.config.sparsity])}
+    known: dict[str, object] = {"architecture": architecture.config.architecture}
+    known |= dict([architecture.config.sparsity])
     each = config.get("normalize_activations") == CONSTANT_NORM
-    return as_dictionary(params, architecture, kind | seeds | meta, constant_norm=each)
+    return as_dictionary(params, architecture, known | seeds | meta, constant_norm=each)
+
+
+def _kind(config: dict[str, Any]) -> type[BaseSAEConfig] | None:
+    """The config of what SAELens' architecture is here; None for one that is not trained here."""
+    return SAE_CONFIGS.get(READ.get(str(config.get("architecture")), ""))
 
 
 def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -107,9 +115,9 @@ def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
             )
 
 
-def _shapes(architecture: Architecture, d_in: int, d_sae: int) -> dict[str, torch.Size]:
+def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> dict[str, torch.Size]:
     """What a folder of this architecture must hold."""
-    four = (torch.empty(1, *shape, device="meta") for shape in ((d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,)))
+    four = (torch.empty(1, *shape, device="meta") for shape in ((d_in, d_sae), (d_sae,), (d_sae, d_out), (d_out,)))
     W_enc, b_enc, W_dec, b_dec = four
     one = architecture.init(Params(W_enc, b_enc, W_dec, b_dec)).map(lambda value: value[0])
     return {name: value.shape for name, value in architecture.export(dict(one.items()))[0].items()}
@@ -140,10 +148,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise HusaiError(f"{folder / CONFIG}: is not valid JSON") from None
     if not isinstance(config, dict) or not isinstance(config.setdefault("metadata", {}), dict):
         raise HusaiError(f"{folder / CONFIG}: it and its 'metadata' must be mappings of keys to values")
-    for key in ("architecture", "d_in", "d_sae", "k"):
-        if key not in config and (key != "k" or config.get("architecture") in ("topk", "abstopk")):
+    kind = _kind(config)
+    of_k, paired = kind is not None and issubclass(kind, KConfig), kind is not None and not kind.centred()
+    sizes = ("d_in", "d_sae", *(("d_out",) if paired else ()))
+    for key in ("architecture", *sizes, *(("k",) if of_k else ())):
+        if key not in config:
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
-    for key in ("d_in", "d_sae"):
+    for key in sizes:
         if not isinstance(config[key], int) or config[key] < 1:
             raise HusaiError(f"{folder / CONFIG}: '{key}' must be a whole number of at least 1, got {config[key]!r}")
     return config
@@ -158,6 +169,7 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
     except Exception as error:  # SAELens raises many kinds; all mean that this folder cannot be opened
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
     _require_finite(sae.state_dict(), folder)
+    W_skip: Tensor | None = getattr(sae, "W_skip", None)
     with torch.no_grad():
         weights = sae.W_dec.detach().float().clone()
         if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # its codes carry the norms already
@@ -171,4 +183,10 @@ def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
         with torch.no_grad():
             return sae.decode(codes).float()
 
-    return Dictionary(weights, encode, decode, meta)
+    def skip(x: Tensor) -> Tensor:
+        assert W_skip is not None
+        with torch.no_grad():
+            return (x.to(sae.dtype) @ W_skip.mT).float()
+
+    d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
+    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source)
