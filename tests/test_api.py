@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import husai
+from husai.analysis.fit import evaluate_fit
 from husai.analysis.nulls import CODED_NULLS, PURSUED_NULLS
 from husai.errors import HusaiError
 from husai.sae.dictionary import Dictionary
@@ -64,6 +66,105 @@ def test_score_has_every_figure_of_one_dictionary_beside_its_nulls(model):
     assert float(found["rotation_true"]) == pytest.approx(1, abs=1e-3)
     assert set(found["rotation"].nulls) == {*CODED_NULLS, *PURSUED_NULLS}
     assert set(found["ablation"].nulls) == set(PURSUED_NULLS)
+
+
+@pytest.fixture(scope="module")
+def trained(model):
+    """Two seeds of a small SAE of the reference model."""
+    from husai.config import SAEConfig
+    from husai.sae.train import train_saes
+
+    quick = {"steps": 60, "batch_size": 512, "lr": 3e-3, "warmup_steps": 5}
+    sae = {"architecture": "topk", "d_sae": 48, "k": 4, "k_aux": 4, "dead_steps": 10}
+    config = SAEConfig.parse({"sae": sae, "training": quick, "init_seeds": [0, 1], "data_seeds": [0, 1]})
+    x = husai.extract(model.model, model.task, "resid_post").x
+    return train_saes(x, config).ensemble.dictionaries
+
+
+@pytest.fixture(scope="module")
+def expected(model, trained):
+    return husai.score(trained[0], model, "resid_post")
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "mixed"])
+def test_functions_score_as_the_sae_that_they_are(model, trained, expected, kind):
+    sae = trained[0]
+
+    def encode(x):
+        assert isinstance(x, np.ndarray) == (kind == "numpy")
+        codes = sae.encode(torch.as_tensor(x))
+        return codes.tolist() if kind == "mixed" else codes.numpy() if kind == "numpy" else codes
+
+    def decode(codes):
+        x = sae.decode(torch.as_tensor(codes))
+        return x.numpy().astype(np.float64) if kind == "numpy" else x
+
+    W_dec = sae.W_dec.numpy() if kind == "numpy" else sae.W_dec
+    if kind == "torch":
+        W_dec = W_dec.clone().requires_grad_()
+    found = husai.score(encode=encode, decode=decode, W_dec=W_dec, model=model, hook="resid_post")
+    assert set(found) == set(expected)
+    for name, score in found.items():
+        assert score.value == pytest.approx(expected[name].value, nan_ok=True, rel=1e-4, abs=1e-6), name
+        assert score.nulls == pytest.approx(expected[name].nulls, nan_ok=True, rel=1e-4, abs=1e-6), name
+
+
+def test_several_saes_get_their_agreement_beside_nulls_and_means_of_the_rest(model, trained):
+    both = husai.score(trained, model, "resid_post")
+    parts = {"encode": [s.encode for s in trained], "decode": [s.decode for s in trained]}
+    called = husai.score(**parts, W_dec=[s.W_dec for s in trained], model="add-p59-0", hook="resid_post")
+    x = husai.extract(model.model, model.task, "resid_post").x
+    mean = sum(evaluate_fit(sae, x).explained_variance for sae in trained) / 2
+    for scores in (both, called):
+        assert float(scores["pwmcc"]) == pytest.approx(
+            float(husai.compute_pwmcc(*trained, model, "resid_post")), abs=1e-6
+        )
+        assert set(scores["pwmcc"].nulls) == {"ambient", "data", "data_points", "plane_rotated"}
+        assert set(scores["pwmcc"].adjusted) == set(scores["pwmcc"].nulls)
+        assert float(scores["explained_variance"]) == pytest.approx(mean, abs=1e-6)
+    assert float(both["pwmcc"]) < 0.9
+
+
+def functions(sae):
+    return {"encode": sae.encode, "decode": sae.decode, "W_dec": sae.W_dec}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"encode": "f"}, "SAE: encode must be a function, got str"),
+        ({"decode": None}, "score: decode is missing; encode, decode and W_dec belong together"),
+        ({"W_dec": torch.ones(4)}, r"W_dec must have shape \(d_sae, d_in\), one atom a row; got \(4,\)"),
+        ({"W_dec": "matrix"}, "W_dec must be a NumPy array or torch tensor of numbers, got str"),
+        ({"W_dec": torch.full((48, 128), torch.nan)}, "W_dec holds NaN or infinity"),
+        ({"W_dec": torch.ones(48, 64)}, "hook resid_post: has 128 dimensions, but the SAE has 64"),
+        (
+            {"encode": lambda x: x[:, :5]},
+            r"encode returns shape \(3481, 5\) for 3481 samples; it must be \(3481, 48\), 48 b",
+        ),
+        ({"encode": lambda x: x[:, :48] / 0}, "what encode returns holds NaN or infinity"),
+        ({"encode": lambda x: None}, "what encode returns must be a NumPy array or torch tensor"),
+        ({"decode": lambda codes: codes}, r"decode returns shape \(3481, 48\) .* 128 being d_in, the columns of W_dec"),
+        ({"encode": lambda x: x[:, :48] * 0}, "a dictionary without live atoms cannot be scored"),
+        (
+            {"encode": [abs, abs]},
+            "must be lists of equal length, one entry a seed; got encode 2, decode one alone, W_dec one",
+        ),
+        ({"sae": []}, "takes SAEs .*, or encode, decode and W_dec, and not both"),
+    ],
+)
+def test_functions_that_do_not_fit_are_a_sentence(model, trained, parts, message):
+    with pytest.raises(HusaiError, match=message):
+        husai.score(**{**functions(trained[0]), **parts}, model=model, hook="resid_post")
+
+
+def test_score_says_what_is_missing(model, trained):
+    with pytest.raises(HusaiError, match="score: needs a model"):
+        husai.score(trained[0])
+    with pytest.raises(HusaiError, match="score: takes SAEs"):
+        husai.score(model=model)
+    with pytest.raises(HusaiError, match="the list of SAEs is empty"):
+        husai.score([], model)
 
 
 def test_a_hook_without_truth_has_no_score(model):

@@ -292,6 +292,39 @@ def test_flags_of_precision_logging_and_length(tmp_path):
     assert first == second, "reruns agree in every bit"
 
 
+def test_finished_folders_are_scored_together_and_written_down(tmp_path):
+    import pandas as pd
+
+    train = ["sae", "train", "add-p59-0", "sae.d_sae=32", "sae.k=4", "sae.k_aux=4", "training.steps=40", "--seeds", 2]
+    assert husai(*train, "--quiet", "--out", "run", cwd=tmp_path).returncode == 0
+    done = husai("sae", "score", "run", "--model", "add-p59-0", "--json", "--out", "table", cwd=tmp_path)
+    scores = json.loads(done.stdout)
+    assert all(set(score) == {"value", "nulls", "adjusted"} for score in scores.values())
+    assert set(scores["pwmcc"]["nulls"]) == set(scores["pwmcc"]["adjusted"]) == {"ambient", "data", "data_points"}
+    table = pd.read_csv(tmp_path / "table" / "scores.csv", keep_default_na=False)
+    plain = table[(table["metric"] == "l0") & (table["null"] == "")]
+    assert plain["sae"].tolist() == ["run/seed-0-0", "run/seed-1-1", ""]
+    assert plain["value"].iloc[:2].astype(float).mean() == pytest.approx(scores["l0"]["value"])
+    (tmp_path / "x").mkdir()
+    torch.save(torch.randn(50, 128), tmp_path / "x" / "a.pt")
+    torch.save(torch.randn(50, 64), tmp_path / "narrow.pt")
+    (tmp_path / "narrow").mkdir()
+    (tmp_path / "narrow.pt").rename(tmp_path / "narrow" / "a.pt")
+    for arguments, message in (
+        (("run", "run/seed-0-0", "--model", "add-p59-0"), "run/seed-0-0: is named twice"),
+        (("table", "--model", "add-p59-0"), "table: is not a SAELens folder (no cfg.json), and holds none"),
+        (("run",), "needs a model (--model) or a store of activations (--shard-dir), one of them"),
+        (("run", "--model", "add-p59-0", "--shard-dir", "x"), "one of them"),
+        (("run", "--shard-dir", "narrow"), "run/seed-0-0: has 128 dimensions, but narrow has 64"),
+        (
+            ("run", "--model", "add-p59-0", "--import", "nothing_there"),
+            "--import: module nothing_there cannot be imported",
+        ),
+        (("run", "--shard-dir", "x", "--out", "run/report.md/y"), "report.md/y/scores.csv: cannot be written"),
+    ):
+        assert message in sentence(husai("sae", "score", *arguments, cwd=tmp_path))
+
+
 SMALL = ["sae.d_sae=32", "sae.k=4", "sae.k_aux=4", "training.steps=60", "training.batch_size=128"]
 
 

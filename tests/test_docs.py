@@ -1,9 +1,11 @@
-"""Numbers in the docs are those of the committed results."""
+"""Numbers in the docs are those of the committed results, and examples run."""
 
 import math
 import re
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from husai.report.results import CellView, SuiteResults
@@ -47,3 +49,57 @@ def test_the_ladder_in_the_docs_is_the_one_that_was_measured():
             value = cell.value(metric).mean
             expected = [] if math.isnan(value) else [value, highest(cell, twin, metric)[1]]
             assert numbers(shown) == pytest.approx(expected, abs=6e-4), (source, sae, metric)
+
+
+def blocks(name):
+    """Fenced blocks of a page in order: language, the file it is written to or '', content."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def command(line, capsys):
+    """Runs one `husai` line in this process; returns what it printed."""
+    from husai.cli import main
+
+    program, *arguments = line.split()
+    assert program == "husai"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert end.value.code in (0, None), f"{line}: {printed.err}"
+    return printed.out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_example_of_bringing_ones_own_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("husai.suite.write_report", lambda _results, _out: [])  # drawing takes longer than the cells
+    monkeypatch.setattr("torch.set_num_threads", lambda _count: None)  # cells take every core, which tests share
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["husai"])
+    there: dict[str, object] = {}
+    printed: dict[str, str] = {}
+    for language, file, content in blocks("bring_your_own.md"):
+        if file:
+            (tmp_path / file).write_text(content)
+        elif language == "python":
+            exec(content, there)
+        else:
+            assert language == "bash", language
+            for line in content.splitlines():
+                printed[line] = command(line, capsys)
+    assert {"runs", "scores", "tiny", "acts", "results"} <= {path.name for path in tmp_path.iterdir()}
+    trained = next(text for line, text in printed.items() if "--config mine.yaml" in line)
+    assert "Architecture: log_penalty:LogPenalty, d_sae 64, coefficient 0.5" in trained
+    table = pd.read_csv(tmp_path / "scores" / "scores.csv", keep_default_na=False)
+    of_both = table[(table["metric"] == "explained_variance") & (table["sae"] == "")]
+    assert of_both["value"].item() > 0.8
+    assert set(table["sae"]) == {"", "runs/mine/seed-0-0", "runs/mine/seed-1-1"}
+    assert len(table[(table["metric"] == "pwmcc") & (table["sae_b"] != "")]) == 1
+    on_store = next(text for line, text in printed.items() if line.endswith("--shard-dir acts") and "score" in line)
+    assert "pwmcc" in on_store
+    assert "fourier_overlap" not in on_store
+    records = pd.read_parquet(tmp_path / "results" / "mine" / "records.parquet")
+    assert set(records["architecture"]) == {"log_penalty:LogPenalty", "topk"}
+    assert set(records[records["architecture"] != "topk"]["sparsity_param"]) == {"coefficient"}

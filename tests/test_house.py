@@ -27,16 +27,17 @@ ROOMS = [
         "capture",
     ),
     *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
-    *("suite", "controls", "single", "pipeline", "api", "cli"),
+    *("suite", "controls", "single", "pipeline", "api", "finished", "cli"),
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
     "tensorboard": {"tracking.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
-    "sae_lens": {"sae/weights.py"},
+    "sae_lens": {"sae/weights.py", "sae/registry.py", "sae/registered.py"},
+    "sklearn": {"sae/baselines.py"},
 }
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}  # a door to another package
-LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens"}
+LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens", "sklearn"}
 
 
 def modules() -> list[Path]:

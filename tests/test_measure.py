@@ -9,7 +9,7 @@ from husai.activations import Activations, extract
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.ideal import by_projection, signed_axes
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, null_matrices, pairwise, sampler
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted, spaced
@@ -28,7 +28,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
-from husai.sae.dictionary import SAEEnsemble
+from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.params import Params
 from husai.sae.train import train_saes
 from husai.seeding import generator
@@ -636,3 +636,54 @@ def test_without_truth_a_model_is_asked_about_reconstructions_alone(clock, fresh
     hook = Hook.without_truth(extract(model, Task("add", 11), "mlp_out"), model)
     causes = Members.of([by_projection(torch.eye(16), hook.x.mean(0), torch.relu, "axes")], hook).causes
     assert set(causes[0]) == {"spliced_accuracy", "spliced_ce", "ce_recovered"}
+
+
+# --- codes with signs ---
+
+
+def flipped(dictionary: Dictionary, signed: bool) -> Dictionary:
+    """Every second atom turned round, its code with it: as good a dictionary where codes may have either sign."""
+    signs = torch.ones(dictionary.d_sae).index_fill(0, torch.arange(0, dictionary.d_sae, 2), -1.0)
+    return Dictionary(
+        dictionary.W_dec * signs[:, None],
+        lambda x: dictionary.encode(x) * signs,
+        lambda codes: dictionary.decode(codes * signs),
+        dictionary.meta,
+        signed,
+    )
+
+
+def test_atoms_of_signed_codes_are_compared_by_magnitude_and_nulls_too(ensembles, hook, members, untrained):
+    made = ensembles[150].dictionaries
+    turned = [flipped(dictionary, True) if place == 1 else dictionary for place, dictionary in enumerate(made)]
+    assert Members.of(turned, hook).signed
+    assert not members[150].signed
+    signed = measure(Members.of(turned, hook), hook, ANALYSIS, final=True, untrained=untrained)
+    atoms = members[150].atoms
+    expected = {
+        "pwmcc": pairwise(atoms, lambda A, B: pwmcc(A, B, abs=True)),
+        "shifted": pairwise(atoms, lambda A, B: shifted(A, B, hook.shifts, list(range(1, P)), abs=True)),
+        "aligned": pairwise(atoms, lambda A, B: aligned(A, B, hook.shifts, list(range(P)), abs=True)),
+    }
+    for metric, matrix in expected.items():
+        np.testing.assert_allclose(signed.matrices[metric], matrix, atol=1e-5)
+    for name in ("pwmcc_frequent", "pwmcc_energy_weighted"):
+        assert abs(signed.value(name).mean - signed.value("pwmcc").mean) < 0.2
+    for null in DRAWN_NULLS:
+        draw = sampler(null, hook.x)
+        by_hand = null_matrices(
+            draw, members[150].n_live, lambda A, B: pwmcc(A, B, abs=True), draws=ANALYSIS.null_draws, purpose=null
+        )
+        assert signed.value("pwmcc", null).mean == pytest.approx(by_hand[:, *np.triu_indices(SEEDS, 1)].mean())
+    table = atom_table(Members.of(turned, hook), ensembles[150], hook)
+    assert table["match_mean"].min() >= 0
+    # without being told that codes are signed, the turned atoms find no partners
+    ignorant = [flipped(dictionary, False) if place == 1 else dictionary for place, dictionary in enumerate(made)]
+    misread = measure(Members.of(ignorant, hook), hook, ANALYSIS, final=True, untrained=untrained)
+    assert misread.value("pwmcc").mean < signed.value("pwmcc").mean - 0.05
+
+
+def test_rungs_and_symmetry_of_unsigned_codes_are_signed(final, members):
+    atoms = members[150].atoms
+    np.testing.assert_allclose(final.matrices["pwmcc"], pairwise(atoms, pwmcc))
+    assert final.value("pwmcc").mean < pair_interval(pairwise(atoms, lambda A, B: pwmcc(A, B, abs=True))).mean + 1e-9

@@ -152,6 +152,28 @@ def test_a_truncated_foreign_shard_is_named(tmp_path, name):
         open_store(tmp_path)
 
 
+def test_a_foreign_shard_that_changes_after_it_was_opened_is_named_and_no_run_resumes_on_it(tmp_path):
+    from husai.workflow import train_sae_run
+
+    place, out = tmp_path / "s", tmp_path / "run"
+    place.mkdir()
+    torch.save(numbered(40), place / "a.pt")
+    torch.save(numbered(40), place / "b.pt")
+    store, config = open_store(place), recipe(batch_size=8, steps=12, checkpoint_every=5)
+    assert all(len(shard.sha256) == 64 for shard in store.shards)
+
+    def dying(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sae_run(store, config, out, {}, on_log=dying, finish=lambda _t, _f: {})
+    torch.save(numbered(40) + 1, place / "b.pt")
+    with pytest.raises(HusaiError, match=r"b\.pt: is truncated or damaged; its checksum"):
+        store.verify()
+    with pytest.raises(HusaiError, match=r"cannot resume, since activations\.shards was"):
+        train_sae_run(open_store(place), config, out, {}, finish=lambda _t, _f: {})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bad_numbers_are_named_by_shard_and_row(tmp_path, value):
     x = numbered(30)
@@ -422,6 +444,42 @@ def test_capture_of_a_hugging_face_folder(tmp_path):
     (tmp_path / "hf" / "model.safetensors").unlink()
     with pytest.raises(HusaiError, match="cannot load it as a Hugging Face model"):
         capture(request(tmp_path / "hf", tmp_path / "t"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_capture_of_text_reads_what_the_models_own_tokenizer_makes_of_it(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from husai.capture import capture
+
+    vocabulary = {"<|endoftext|>": 0, "<unk>": 1, "the": 2, "cat": 3, "sat": 4, "on": 5, "mat": 6}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 7, "n_positions": 4, "n_ctx": 4}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, **ids)).eval()
+    model.save_pretrained(tmp_path / "hf")
+    tokenizer.save_pretrained(tmp_path / "hf")
+    (tmp_path / "text.txt").write_text("the cat sat on the dog\nthe mat")
+    more = {"tokens": tmp_path / "text.txt", "batches": 2}
+    with pytest.raises(HusaiError, match=r"holds 2 sequences of 4 tokens; 2 batches of 4 take 8"):
+        capture(request(tmp_path / "hf", tmp_path / "few", **more))
+    (tmp_path / "text.txt").write_text("the cat sat on the dog\nthe mat " * 4)
+    store = capture(request(tmp_path / "hf", tmp_path / "s", **more))
+    tokens = store.aligned(0, "token").view(8, 4)
+    expected = [0, *[2, 3, 4, 5, 2, 1, 2, 6] * 4][:32]  # the tokenizer begins the text with its own mark
+    assert tokens.flatten().tolist() in (expected, [*expected[1:], 6])
+    with torch.no_grad():
+        hidden = model.transformer(tokens, output_hidden_states=True).hidden_states
+    last = model.transformer.ln_f(
+        store.read(0).view(8, 4, 16)
+    )  # Hugging Face's last state is behind the final LayerNorm
+    torch.testing.assert_close(last, hidden[-1], rtol=1e-4, atol=1e-4)
+    assert store.of["tokens"] == str(tmp_path / "text.txt")
 
 
 def test_capture_takes_token_files_and_one_position(tmp_path, foreign):

@@ -87,6 +87,12 @@ class Normaliser:
             return cls(mean, 1 / deviation.clamp(min=1e-6 * float(deviation.max())))
         return cls(mean, math.sqrt(len(mean)) / size)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves samples as they are."""
+        one = bool((self.scale == 1.0).all()) if isinstance(self.scale, Tensor) else self.scale == 1.0
+        return one and not self.each and not bool(self.mean.any())
+
     def __call__(self, x: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
         moved = (x - self.mean) * self.scale
         return rescale(moved).x if self.each else moved

@@ -1,8 +1,9 @@
 """The scores as plain functions of SAEs and models, each beside its chance levels."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,10 +15,11 @@ from husai.analysis.nulls import DRAWN_NULLS, NULL_LIMIT, sampler
 from husai.analysis.recovery import fourier_overlap
 from husai.config import AnalysisConfig
 from husai.errors import HusaiError
-from husai.measure import Hook, Members, measure
+from husai.measure import Hook, Measurement, Members, measure
 from husai.models import Model
 from husai.recurrent.model import Recurrent
-from husai.runs import LoadedModel, check_gate
+from husai.runs import LoadedModel, check_gate, load_model
+from husai.sae.callables import Array, Function, of_callables
 from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
@@ -118,16 +120,65 @@ def _source(sae: Dictionary, model: Model, loaded: LoadedModel) -> Float[Tensor,
     return x
 
 
-def score(sae: Dictionary, model: Model | LoadedModel, hook: str | None = None) -> dict[str, Score]:
-    """Every score that one dictionary has at one hook, by name: fit, recovery and causal figures beside their nulls.
+def score(
+    sae: Dictionary | Sequence[Dictionary] | None = None,
+    model: Model | LoadedModel | str | None = None,
+    hook: str | None = None,
+    *,
+    encode: Function | Sequence[Function] | None = None,
+    decode: Function | Sequence[Function] | None = None,
+    W_dec: Array | Sequence[Array] | None = None,
+) -> dict[str, Score]:
+    """Every score that SAEs have at one hook, by name: fit, recovery and causal figures beside their nulls.
 
-    Arguments as for `compute_fourier_overlap`. Scores that need several seeds are left out. Raises HusaiError for a hook
-    without truth, if no latent fires, or if the hook is not the SAE's. (docs/method.md)
+    sae: one dictionary, or several seeds of one kind, whose agreement is then scored too and whose other scores are means.
+    In its place encode, decode and W_dec may stand, plain functions of NumPy arrays or torch tensors as `of_callables`
+    takes them, each of them one or a list with an entry a seed. model: what `load_model` returned or takes. hook: by
+    default the one that the SAEs were trained on, of functions resid_post. Raises HusaiError for a hook without truth, if
+    no latent fires, if the hook is not the SAEs', and as `of_callables`. (docs/method.md, docs/bring_your_own.md)
     """
-    read = _read(model, hook, sae)
+    if model is None:
+        raise HusaiError("score: needs a model, what load_model returned or takes, such as 'add-p113-0'")
+    given = (encode, decode, W_dec)
+    if (sae is None) == all(part is None for part in given):
+        raise HusaiError("score: takes SAEs (of load_sae), or encode, decode and W_dec, and not both")
+    saes = _of_functions(*given) if sae is None else [sae] if isinstance(sae, Dictionary) else list(sae)
+    if not saes:
+        raise HusaiError("score: the list of SAEs is empty")
+    return scores_of(measured(saes, load_model(model) if isinstance(model, str) else model, hook))
+
+
+def _of_functions(encode: Any, decode: Any, W_dec: Any) -> list[Dictionary]:
+    """One dictionary a seed. Raises HusaiError if one of the three is missing, or lists are of different lengths."""
+    parts = {"encode": encode, "decode": decode, "W_dec": W_dec}
+    if missing := [name for name, part in parts.items() if part is None]:
+        raise HusaiError(f"score: {', '.join(missing)} is missing; encode, decode and W_dec belong together")
+    lists = {name: part for name, part in parts.items() if isinstance(part, list | tuple)}
+    if not lists:
+        return [of_callables(encode, decode, W_dec)]
+    lengths = {name: len(part) if name in lists else "one alone" for name, part in parts.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise HusaiError(f"score: encode, decode and W_dec must be lists of equal length, one entry a seed; got {told}")
+    return [of_callables(*one, f"SAE {i}") for i, one in enumerate(zip(encode, decode, W_dec, strict=True))]
+
+
+def measured(saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None) -> Measurement:
+    """All figures of SAEs at one hook of a model, those of each and those over all. Raises as `score`."""
+    read = _read(model, hook, *saes)
     find_truth(read.activations)
-    where = replace(Hook.of(read.activations, read.model), source=read.sources[0])
-    result = measure(Members.of([sae], where), where, AnalysisConfig(), final=True)
+    if len({sae.meta.get("hook_name") if sae.paired else None for sae in saes}) > 1:
+        raise HusaiError("score: SAEs that encode different activations (transcoders, say) are scored one by one")
+    return measured_at(saes, replace(Hook.of(read.activations, read.model), source=read.sources[0]))
+
+
+def measured_at(saes: Sequence[Dictionary], where: Hook) -> Measurement:
+    """The same on samples that are there already. Raises HusaiError if no latent of an SAE fires."""
+    return measure(Members.of(saes, where), where, AnalysisConfig(), final=True)
+
+
+def scores_of(result: Measurement) -> dict[str, Score]:
+    """What was measured over all SAEs, by name."""
     found = {
         row.metric: Score(row.value, {}, row.metric.startswith(UNIT))
         for row in result.rows
@@ -160,7 +211,7 @@ def compute_fourier_overlap(sae: Dictionary, model: Model | LoadedModel, hook: s
 def compute_pwmcc(
     sae1: Dictionary, sae2: Dictionary, model: Model | LoadedModel | None = None, hook: str | None = None
 ) -> Score:
-    """Mean signed cosine of the two decoders under their optimal one-to-one matching.
+    """Mean signed cosine of the two decoders under their optimal one-to-one matching; |cosine| if codes are signed.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
     Without one every atom counts, and only `ambient` can be drawn. hook: by default the one the SAEs were trained on.
@@ -172,9 +223,9 @@ def compute_pwmcc(
         read, names = _read(model, hook, sae1, sae2), DRAWN_NULLS
         x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
         first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
-    nulls = {}
+    nulls, signed = {}, sae1.signed_codes or sae2.signed_codes
     for null in names:
         draw = sampler(null, x)
         streams = [generator(f"api-{null}", r) for r in range(DRAWS)]
-        nulls[null] = sum(pwmcc(draw(len(first), g), draw(len(second), g)) for g in streams) / DRAWS
-    return Score(pwmcc(first, second), nulls)
+        nulls[null] = sum(pwmcc(draw(len(first), g), draw(len(second), g), abs=signed) for g in streams) / DRAWS
+    return Score(pwmcc(first, second, abs=signed), nulls)

@@ -420,36 +420,57 @@ def sae_train(
 @sae_app.command("score")
 @exits
 def sae_score(
-    sae: Annotated[Path, typer.Argument(help="SAE: a SAELens folder (cfg.json and sae_weights.safetensors)")],
-    model: Annotated[str, typer.Option(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")],
-    hook: Annotated[str | None, typer.Option(help="hook; by default the one the SAE says it was trained on")] = None,
+    saes: Annotated[
+        list[Path],
+        typer.Argument(
+            help="SAEs: SAELens folders (cfg.json and sae_weights.safetensors), or folders that hold some, such as a run"
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="MODEL: a reference name (add-p113-0), a run folder or a weights file")
+    ] = None,
+    hook: Annotated[str | None, typer.Option(help="hook; by default the one the SAEs say they were trained on")] = None,
     op: OpOption = None,
+    shard_dir: Annotated[
+        Path | None, typer.Option(help="store of activations in place of a model: fit and agreement, no truth")
+    ] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="module to import first, which registers SAE classes")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write scores.csv to, every number of every SAE")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Every score of one SAE beside its chance levels: does it fit, does it find what is there, does the model use it?"""
+    """Every score of finished SAEs beside its chance levels, and of several their agreement. Nothing is trained."""
     import warnings
 
-    from husai.api import score
-    from husai.runs import load_model
-    from husai.sae.weights import load_sae
+    from husai.finished import score_folders, write_scores
+    from husai.sae.registry import import_module
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        opened = load_sae(sae)
-        found = score(opened, load_model(model, op), hook)
+        for name in imports or []:
+            import_module(name, "--import")
+        scored = score_folders(saes, model, hook, op=op, shard_dir=shard_dir)
     for warning in caught:
         console.err.print(f"husai: {warning.message}", markup=False)
+    if out is not None:
+        write_scores(scored, out)
     if json:
-        rows = {name: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for name, s in found.items()}
+        rows = {n: {"value": s.value, "nulls": s.nulls, "adjusted": s.adjusted} for n, s in scored.scores.items()}
         return console.show_json(rows)
-    kind, where = opened.meta.get("architecture"), hook or opened.meta.get("hook_name")
-    if opened.paired:
-        where = f"{opened.meta.get('hook_name')} to {hook or opened.meta.get('hook_name_out')}"
-    say(f"{sae}: {kind}, {opened.d_sae} latents, on {model} at {where}")
+    for folder, sae in zip(scored.folders, scored.saes, strict=True):
+        where = hook or sae.meta.get("hook_name")
+        if sae.paired:
+            where = f"{sae.meta.get('hook_name')} to {hook or sae.meta.get('hook_name_out')}"
+        say(f"{folder}: {sae.meta.get('architecture')}, {sae.d_sae} latents, on {model or shard_dir} at {where}")
     say("A score says as much as it exceeds the chance levels beside it (docs/method.md).")
-    for name, one in found.items():
+    if len(scored.saes) > 1:
+        say(f"Means over {len(scored.saes)} SAEs, and the agreement of their pairs.")
+    for name, one in scored.scores.items():
         nulls = ", ".join(f"{null} {value:.4g}" for null, value in one.nulls.items())
         say(f"{name:<24} {one.value:>9.4g}{f'   chance: {nulls}' if nulls else ''}")
+    if out is not None:
+        say(f"Table: {out}/scores.csv")
     return None
 
 

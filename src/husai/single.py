@@ -276,7 +276,7 @@ def checks(config: SAEConfig, metrics: dict[str, Any]) -> list[Check]:
         low, high = k * 7 / 8, k * 9 / 8
         verdict = "met" if low <= l0 <= high else "missed"
         found.append(Check("L0", f"{l0:.2f}", f"{low:g} to {high:g}", verdict, "l0 not k"))
-    else:
+    elif not config.sae.fitted:
         share = l0 / config.sae.d_sae
         verdict, advice = ("met", "") if 0.01 <= share <= 0.1 else ("missed", "l0 high" if share > 0.1 else "l0 low")
         found.append(Check("L0", f"{l0:.2f} ({share:.1%} of latents)", "1% to 10% of latents", verdict, advice))

@@ -38,11 +38,11 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One file. sha256: None in a folder that is not ours."""
+    """One file. sha256: as the index has it; in a folder that is not ours, as the file was when the store was opened."""
 
     path: Path
     rows: int
-    sha256: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,11 @@ class Store:
     def check(self, index: int) -> Float[Tensor, "rows d"]:
         """`read`, after comparing the checksum; raises HusaiError for another one, NaN and infinity too."""
         shard = self.shards[index]
-        if shard.sha256 is not None and file_hash(shard.path) != shard.sha256:
-            raise HusaiError(f"{shard.path}: is truncated or damaged; its checksum is not the one in {INDEX}")
+        if file_hash(shard.path) != shard.sha256:
+            raise HusaiError(
+                f"{shard.path}: is truncated or damaged; its checksum is not the one in {INDEX}, or, without that, not the one "
+                "it had when the store was opened"
+            )
         x = self.read(index)
         bad = (~x.isfinite().all(1)).nonzero()
         if len(bad):
@@ -148,7 +151,9 @@ def _flat(x: Tensor, path: Path) -> Float[Tensor, "rows d"]:
 
 
 def open_store(folder: str | Path) -> Store:
-    """A store, or a folder of shards that others wrote. Shards are not checked yet: `fit_normaliser` does that.
+    """A store, or a folder of shards that others wrote, which get their checksums here: a run that resumes refuses others.
+
+    What shards hold is not checked yet: `fit_normaliser` does that.
 
     Raises HusaiError for what is missing, unfinished or empty, and for shards that disagree in width or dtype.
     """
@@ -190,7 +195,7 @@ def _foreign(folder: Path) -> Store:
                 f"{path}: holds {kind[1]} of width {kind[0]}, but {paths[0].name} holds {first[1]} of width {first[0]}; "
                 "the shards of a store are alike"
             )
-        shards.append(Shard(path, rows))
+        shards.append(Shard(path, rows, file_hash(path)))
     assert first is not None
     return Store(folder, *first, tuple(shards))
 

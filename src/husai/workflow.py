@@ -104,7 +104,7 @@ def write_history(path: Path, rows: tuple[Evaluated, ...] | tuple[StepLog, ...])
     """One CSV line a row."""
     lines = [row.line if isinstance(row, StepLog) else asdict(row) for row in rows]
     with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(lines[0]))
+        writer = csv.DictWriter(handle, fieldnames=list(dict.fromkeys(name for line in lines for name in line)))
         writer.writeheader()
         writer.writerows(lines)
 

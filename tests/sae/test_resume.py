@@ -10,7 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from husai.config import ReLUConfig, SAEConfig, SAETrainingConfig, TopKConfig, TopKSkipTranscoderConfig
+from husai.config import (
+    ArchetypalConfig,
+    BlockTopKConfig,
+    FrozenConfig,
+    ReLUConfig,
+    SAEConfig,
+    SAETrainingConfig,
+    TopKConfig,
+    TopKSkipTranscoderConfig,
+)
 from husai.errors import HusaiError
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, pack, unpack
 from husai.sae.train import Trainer, train_saes
@@ -67,6 +76,9 @@ train_sae_run(x, config, folder / "run", {"hook_name": "h"}, stop=stop, stop_at=
 def recipe(kind="topk", **training) -> SAEConfig:
     kinds = {
         "topk": TopKConfig(d_sae=48, k=2, dead_steps=2),
+        "blocktopk": BlockTopKConfig(d_sae=48, k=2, dead_steps=2),
+        "archetypal": ArchetypalConfig(d_sae=48, k=2, dead_steps=2),
+        "frozen": FrozenConfig(d_sae=48, k=2, dead_steps=2),
         "relu": ReLUConfig(d_sae=48, l1_coefficient=3, l1_warmup_steps=10, decoder_norm="weighted"),
         "topk_skip_transcoder": TopKSkipTranscoderConfig(d_sae=48, k=2, dead_steps=2),
     }
@@ -116,6 +128,7 @@ def assert_equal(first, second):
         ("store", "topk", (13, -21, 50)),
         ("tensor", "topk_skip_transcoder", (33,)),
         ("store", "topk_skip_transcoder", (40,)),
+        ("tensor", "archetypal", (30,)),
     ],
 )
 def test_killed_anywhere_and_resumed_a_run_ends_bit_for_bit_the_same(tmp_path, x, source, kind, deaths):
@@ -171,6 +184,12 @@ def test_the_last_two_are_kept_and_checkpoints_change_nothing(tmp_path, x):
     steps = sorted(path.name for path in tmp_path.glob("step-*"))
     assert steps == [f"step-{n:09d}.{kind}" for n in (28, 35) for kind in ("json", "safetensors")]
     assert ends_as_the_whole(x, recipe(), Checkpoints(tmp_path / "other", {}, every=1))
+
+
+@pytest.mark.parametrize("kind", ["blocktopk", "archetypal", "frozen"])
+def test_every_architecture_goes_on_from_a_checkpoint(tmp_path, x, kind):
+    halted(tmp_path, recipe(kind), 40, x)
+    assert ends_as_the_whole(x, recipe(kind), Checkpoints(tmp_path, about(recipe(kind))))
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])

@@ -8,10 +8,17 @@ from safetensors.torch import load_file, save_file
 
 from husai.config import (
     AbsTopKConfig,
+    ArchetypalConfig,
     BatchTopKConfig,
+    BlockTopKConfig,
+    FrozenConfig,
     GatedConfig,
+    ICAConfig,
     JumpReLUConfig,
+    KMeansConfig,
     MatryoshkaConfig,
+    NMFConfig,
+    PCAConfig,
     ReLUConfig,
     SAEConfig,
     SAETrainingConfig,
@@ -50,6 +57,16 @@ KINDS = {
     "jumprelu weighted": JumpReLUConfig(d_sae=D_SAE, initial_threshold=0.5, decoder_norm="weighted"),
     "gated unit": GatedConfig(d_sae=D_SAE),
     "gated weighted": GatedConfig(d_sae=D_SAE, decoder_norm="weighted"),
+    "archetypal unit": ArchetypalConfig(d_sae=D_SAE, k=3),
+    "archetypal weighted": ArchetypalConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
+    "frozen": FrozenConfig(d_sae=D_SAE, k=3),
+    "pca": PCAConfig(d_sae=D_IN, k=3),
+    "ica": ICAConfig(d_sae=6, k=3),
+    "kmeans": KMeansConfig(d_sae=D_SAE),
+    "blocktopk unit": BlockTopKConfig(d_sae=D_SAE, k=4, group_size=4),
+    "blocktopk weighted": BlockTopKConfig(d_sae=D_SAE, k=4, group_size=4, decoder_norm="weighted"),
+    "nmf": NMFConfig(d_sae=12),
+    "nmf, k": NMFConfig(d_sae=12, k=3),
     "transcoder unit": TranscoderConfig(d_sae=D_SAE),
     "transcoder weighted": TranscoderConfig(d_sae=D_SAE, decoder_norm="weighted"),
     "skip_transcoder unit": SkipTranscoderConfig(d_sae=D_SAE),
@@ -58,7 +75,8 @@ KINDS = {
     "topk_skip_transcoder weighted": TopKSkipTranscoderConfig(d_sae=D_SAE, k=3, decoder_norm="weighted"),
     "topk_skip_sae unit": TopKSkipSAEConfig(d_sae=D_SAE, k=3),
 }
-OPENED = {name: kind for name, kind in KINDS.items() if not name.startswith("topk_")}  # SAELens has none of those
+OURS = ("topk_", "blocktopk", "nmf")  # SAELens has none such
+OPENED = {name: kind for name, kind in KINDS.items() if not name.startswith(OURS)}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -111,8 +129,9 @@ def test_sae_lens_opens_our_folder_and_computes_the_same(sae_lens, trained, x, t
         save_sae(ensemble, index, tmp_path / str(index), {})
         theirs = sae_lens.SAE.load_from_disk(tmp_path / str(index))
         equal_outputs(ensemble.member(index), theirs, x)
-        names = {"relu": "standard", "skip_sae": "skip_transcoder"}
+        names = {"relu": "standard", "skip_sae": "skip_transcoder", "pca": "abstopk", "ica": "abstopk"}
         names |= dict.fromkeys(("batchtopk", "matryoshka"), "jumprelu")
+        names |= dict.fromkeys(("archetypal", "frozen", "kmeans"), "topk")
         assert theirs.cfg.architecture() == names.get(kind.architecture, kind.architecture)
 
 
@@ -147,7 +166,7 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     member = trained(kind).member(1)
     save_sae(trained(kind), 1, tmp_path / "sae", {"model_name": "add-p113-0"})
     back = load_sae(tmp_path / "sae")
-    assert (back.d_in, back.d_sae, back.d_out) == (D_IN, D_SAE, D_IN - 2 if kind.paired else D_IN)
+    assert (back.d_in, back.d_sae, back.d_out) == (D_IN, kind.d_sae, D_IN - 2 if kind.paired else D_IN)
     assert back.paired == kind.paired
     assert (back.W_dec - member.W_dec).abs().max() < 1e-6
     assert (back.encode(x) - member.encode(x)).abs().max() < 1e-6
@@ -159,6 +178,7 @@ def test_our_folder_reads_back(trained, x, tmp_path, kind):
     assert (back.meta["init_seed"], back.meta["data_seed"]) == (4, 6)
     dial, value = kind.sparsity
     assert back.meta[dial] == value
+    assert back.signed_codes == member.signed_codes == bool((codes < 0).any())
 
 
 def test_every_architecture_is_saved_here():

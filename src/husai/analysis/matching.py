@@ -21,10 +21,11 @@ class Matching(NamedTuple):
     cosines: Float[np.ndarray, "n"]
 
 
-def cosines(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> Float[np.ndarray, "n_A n_B"]:
-    """Signed cosines of unit rows. Raises HusaiError as `require_comparable` does."""
+def cosines(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False) -> Float[np.ndarray, "n_A n_B"]:
+    """Signed cosines of unit rows, or their magnitudes. Raises HusaiError as `require_comparable` does."""
     require_comparable(A, B)
-    return (A @ B.T).numpy()
+    found = (A @ B.T).numpy()
+    return np.abs(found) if abs else found
 
 
 def require_comparable(A: Float[Tensor, "n_A d_A"], B: Float[Tensor, "n_B d_B"]) -> None:
@@ -50,11 +51,11 @@ def pwmcc(
 ) -> float:
     """Pairwise mean correlation coefficient: mean cosine under the optimal one-to-one matching.
 
-    Signed by default, because ReLU codes give atoms a sign; `abs=True` takes |cosine| (Song et al. 2025). With
+    Signed by default, because ReLU codes give atoms a sign; `abs=True` takes |cosine| (Song et al. 2025), as atoms of
+    signed codes need. With
     `weights` (one array a dictionary), each matched pair counts by the sum of its two weights.
     """
-    similarity = cosines(A, B)
-    found = match(np.abs(similarity) if abs else similarity)
+    found = match(cosines(A, B, abs=abs))
     if weights is None:
         return float(found.cosines.mean())
     pair = weights[0][found.rows] + weights[1][found.columns]
@@ -63,10 +64,10 @@ def pwmcc(
 
 def max_cosine(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> float:
     """Mean of each atom's best |cosine|, averaged over both directions; many-to-one, so duplicates inflate it."""
-    similarity = np.abs(cosines(A, B))
+    similarity = cosines(A, B, abs=True)
     return float((similarity.max(1).mean() + similarity.max(0).mean()) / 2)
 
 
-def agreement(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> tuple[float, float]:
+def agreement(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False) -> tuple[float, float]:
     """(pwmcc, max_cosine), as null draws need them together."""
-    return pwmcc(A, B), max_cosine(A, B)
+    return pwmcc(A, B, abs=abs), max_cosine(A, B)

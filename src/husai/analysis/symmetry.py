@@ -27,8 +27,8 @@ class Shifts(NamedTuple):
     basis: Float[Tensor, "d r"]
     maps: Float[Tensor, "n r r"]
 
-    def similarity(self, A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]):
-        """A function Δ → cosines (n_A, n_B) of A with S_Δ B."""
+    def similarity(self, A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False):
+        """A function Δ → cosines (n_A, n_B) of A with S_Δ B, or their magnitudes."""
         inside_a, inside_b = A @ self.basis, B @ self.basis
         outside = A @ B.T - inside_a @ inside_b.T
         rest = (1 - inside_b.pow(2).sum(1)).clamp(min=0)
@@ -36,7 +36,8 @@ class Shifts(NamedTuple):
         def at(delta: int) -> Float[np.ndarray, "n_A n_B"]:
             moved = inside_b @ self.maps[delta]
             norms = (rest + moved.pow(2).sum(1)).clamp(min=1e-12).sqrt()
-            return ((outside + inside_a @ moved.T) / norms).numpy()
+            found = ((outside + inside_a @ moved.T) / norms).numpy()
+            return np.abs(found) if abs else found
 
         return at
 
@@ -61,22 +62,22 @@ def answer_shifts(
     return Shifts(truth.answer_span.float(), torch.stack(maps).float())
 
 
-def shifted(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
-    """Mean over `deltas` (all Δ ≠ 0, or a spaced sample of them) of pwmcc(A, S_Δ B).
+def shifted(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int], *, abs: bool = False) -> float:
+    """Mean over `deltas` (all Δ ≠ 0, or a spaced sample of them) of pwmcc(A, S_Δ B), signed or not as there.
 
     With B = A this is `self_shift`: how nearly one dictionary is closed under the symmetry.
     """
-    at = shifts.similarity(A, B)
+    at = shifts.similarity(A, B, abs=abs)
     return float(np.mean([match(at(delta)).cosines.mean() for delta in deltas]))
 
 
-def aligned(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int]) -> float:
-    """Max over `deltas` (all Δ, 0 included) of pwmcc(A, S_Δ B).
+def aligned(A: Tensor, B: Tensor, shifts: Shifts, deltas: list[int], *, abs: bool = False) -> float:
+    """Max over `deltas` (all Δ, 0 included) of pwmcc(A, S_Δ B), signed or not as there.
 
     Above 256 atoms only the few Δ with the largest upper bound (mean best cosine of the smaller dictionary's atoms) are
     matched, so the figure is a lower bound of the maximum there; its null is computed the same way.
     """
-    at = shifts.similarity(A, B)
+    at = shifts.similarity(A, B, abs=abs)
     if max(len(A), len(B)) > EXACT_ATOMS:
         bounds = []
         for delta in deltas:

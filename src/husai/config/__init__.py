@@ -7,12 +7,11 @@ the identity of the run (`content_hash`). Where things run (device, folders, tra
 from husai.config.architectures import (
     SAE_CONFIGS,
     AbsTopKConfig,
-    BaseSAEConfig,
     BatchConfig,
     BatchTopKConfig,
+    BlockTopKConfig,
     GatedConfig,
     JumpReLUConfig,
-    KConfig,
     L1Config,
     MatryoshkaConfig,
     ReLUConfig,
@@ -26,6 +25,17 @@ from husai.config.architectures import (
     TranscoderConfig,
 )
 from husai.config.base import Config, content_hash, override, read_yaml
+from husai.config.baselines import (
+    ArchetypalConfig,
+    FittedConfig,
+    FrozenConfig,
+    ICAConfig,
+    KMeansConfig,
+    NMFConfig,
+    PCAConfig,
+    SparsifiedConfig,
+)
+from husai.config.kind import BaseSAEConfig, KConfig
 from husai.config.models import (
     CompiledConfig,
     ModelConfig,
@@ -41,6 +51,7 @@ from husai.config.models import (
     load_recipe,
     load_trainable,
 )
+from husai.config.registered import AnySAE, RegisteredConfig
 from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
@@ -49,32 +60,43 @@ __all__ = [
     "SAE_CONFIGS",
     "AbsTopKConfig",
     "AnalysisConfig",
+    "AnySAE",
+    "ArchetypalConfig",
     "BaseSAEConfig",
     "BatchConfig",
     "BatchTopKConfig",
+    "BlockTopKConfig",
     "CirclesConfig",
     "CirclesSource",
     "CompiledConfig",
     "Config",
     "ControlConfig",
+    "FittedConfig",
+    "FrozenConfig",
     "GatedConfig",
+    "ICAConfig",
     "JumpReLUConfig",
     "KConfig",
+    "KMeansConfig",
     "L1Config",
     "MatryoshkaConfig",
     "ModelConfig",
+    "NMFConfig",
     "OptimiserConfig",
+    "PCAConfig",
     "PlantedConfig",
     "PlantedSource",
     "ReLUConfig",
     "Recipe",
     "RecurrentConfig",
     "RecurrentShape",
+    "RegisteredConfig",
     "SAEConfig",
     "SAEKind",
     "SAETrainingConfig",
     "SkipSAEConfig",
     "SkipTranscoderConfig",
+    "SparsifiedConfig",
     "Subject",
     "SuiteConfig",
     "TaskConfig",

@@ -1,76 +1,13 @@
 """The dials of every architecture: which it is, how wide, how sparse."""
 
-from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Size, Spread
-
-
-class BaseSAEConfig(Config, ABC):
-    """What every architecture has.
-
-    paired: whether it reconstructs another activation (the target) than the one it encodes. skip: whether a linear map of
-    its input is added to the reconstruction.
-    """
-
-    paired: ClassVar[bool] = False
-    skip: ClassVar[bool] = False
-
-    d_sae: Positive = Field(default=1024, description="latents")
-    decoder_norm: Literal["unit", "weighted"] = Field(
-        default="unit",
-        description="unit: decoder rows are projected to norm 1 each step; weighted: their norms are free, and selection and "
-        "penalties see them",
-    )
-
-    @property
-    @abstractmethod
-    def sparsity(self) -> tuple[str, float]:
-        """Name and value of the dial that sets sparsity."""
-
-    @classmethod
-    def centred(cls) -> bool:
-        """Whether the encoder sees x − b_dec. With a target or a skip connection b_dec is no centre of x: it sees x."""
-        return not (cls.paired or cls.skip)
-
-    @property
-    def fixed_l0(self) -> float | None:
-        """Active latents a sample where the architecture itself sets them (its dial is k); None where a penalty does."""
-        name, value = self.sparsity
-        return value if name == "k" else None
-
-
-class KConfig(BaseSAEConfig):
-    """What every architecture with k active latents has."""
-
-    k: Positive = Field(default=32, description="active latents a sample")
-    auxk_coefficient: float = Field(
-        default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
-    )
-    k_aux: Positive | None = Field(default=None, description="dead latents used for it; null means d_in / 2")
-    auxk_rectified: bool = Field(
-        default=False,
-        exclude_if=lambda rectified: not rectified,
-        description="whether their codes are rectified too, as in Gao et al.'s code; SAELens' are not. Left out of run ids "
-        "and files where false, since it came later than the results that have it so",
-    )
-    dead_steps: Positive = Field(
-        default=100, description="steps without firing after which a latent counts as dead in training"
-    )
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Self:
-        if self.k > self.d_sae:
-            raise ValueError(f"k {self.k} exceeds d_sae {self.d_sae}; allowed is 1 to d_sae")
-        return self
-
-    @property
-    def sparsity(self) -> tuple[str, float]:
-        """Name and value of the dial that sets sparsity."""
-        return "k", float(self.k)
+from husai.config.base import Fraction, Positive, Size, Spread
+from husai.config.baselines import ArchetypalConfig, FrozenConfig, ICAConfig, KMeansConfig, NMFConfig, PCAConfig
+from husai.config.kind import BaseSAEConfig, KConfig, SignedKConfig
 
 
 class TopKConfig(KConfig):
@@ -79,17 +16,26 @@ class TopKConfig(KConfig):
     architecture: Literal["topk"] = "topk"
 
 
-class AbsTopKConfig(KConfig):
+class AbsTopKConfig(SignedKConfig):
     """AbsTopK SAE (arXiv 2510.00404): the k largest magnitudes, with their signs."""
 
     architecture: Literal["abstopk"] = "abstopk"
 
+
+class BlockTopKConfig(SignedKConfig):
+    """Block TopK SAE: groups of consecutive latents are chosen together, by the norm of their scores."""
+
+    architecture: Literal["blocktopk"] = "blocktopk"
+    group_size: int = Field(default=2, ge=2, le=4, description="latents of a group; 2 for circles")
+
     @model_validator(mode="after")
-    def _signed(self) -> Self:
-        if self.auxk_rectified:
-            raise ValueError(
-                "auxk_rectified: AbsTopK's codes have signs, so they are never rectified; allowed is false"
-            )
+    def _groups_fit(self) -> Self:
+        for name, value in (("k", self.k), ("d_sae", self.d_sae), ("k_aux", self.k_aux)):
+            if value is not None and value % self.group_size:
+                raise ValueError(
+                    f"{name} {value} is not a multiple of group_size {self.group_size}; k, d_sae and k_aux must be, since "
+                    "groups are active as a whole"
+                )
         return self
 
 
@@ -274,6 +220,12 @@ SAEKind = (
     | TopKTranscoderConfig
     | TopKSkipTranscoderConfig
     | TopKSkipSAEConfig
+    | BlockTopKConfig
+    | ArchetypalConfig
+    | FrozenConfig
+    | PCAConfig
+    | ICAConfig
+    | NMFConfig
+    | KMeansConfig
 )
 SAE_CONFIGS = {kind.model_fields["architecture"].default: kind for kind in get_args(SAEKind)}
-ArchitectureConfig = Annotated[SAEKind, Field(discriminator="architecture")]

@@ -5,9 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from husai.config.architectures import SAE_CONFIGS, ArchitectureConfig
+from husai.config.architectures import SAE_CONFIGS
 from husai.config.base import Config, Fraction, Positive, Seed, Size, override, read_yaml
 from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
+from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.errors import HusaiError
 
 
@@ -206,19 +207,32 @@ class SAEConfig(Config):
     def warmup(self) -> int:
         """Steps until every warm-up is over: the learning rate's, and that of any penalty."""
         named = {name: getattr(part, name) for part in (self.training, self.sae) for name in type(part).model_fields}
-        return max(steps for name, steps in named.items() if name.endswith("warmup_steps"))
+        named |= named.get("settings", {})  # SAELens writes warm_up
+        ends = ("warmup_steps", "warm_up_steps")
+        return max(steps for name, steps in named.items() if name.endswith(ends) and isinstance(steps, int))
 
     @model_validator(mode="after")
     def _target_can_be_steered(self) -> Self:
         target, (name, value) = self.training.target_l0, self.sae.sparsity
         if target is None:
             return self
-        if self.sae.fixed_l0 is not None:
+        if self.sae.fixed_l0 is not None or self.sae.fitted:
             raise ValueError(f"training.target_l0 needs a penalty to steer; {self.sae.architecture} sets L0 by {name}")
         if value == 0:
             raise ValueError(f"training.target_l0 multiplies sae.{name}, which is 0; it must be above 0")
         if target > self.sae.d_sae:
             raise ValueError(f"training.target_l0 {target:g} exceeds d_sae {self.sae.d_sae}")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_is_trained(self) -> Self:
+        name = self.sae.architecture
+        if self.training.decorrelation and (self.sae.fitted or self.sae.fixed_decoder):
+            raise ValueError(f"training.decorrelation: no gradient moves the decoder of {name}; allowed is 0")
+        if self.training.normalise == "feature" and name == "nmf":
+            raise ValueError("training.normalise feature: NMF's codes cannot be folded back; allowed are the others")
+        if self.sae.fitted and self.training.pair != ("fp32", "fp32"):
+            raise ValueError(f"training.dtype: {name} is fitted, not trained; allowed is fp32/fp32")
         return self
 
     def with_sparsity(self, value: float) -> Self:
@@ -230,16 +244,22 @@ class SAEConfig(Config):
 
     @classmethod
     def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = (), *, architecture: str | None = None) -> Self:
-        """As every config; `architecture` takes the place of the file's, whose settings stay where it has them too.
+        """As every config; `architecture` takes the place of the file's, whose settings stay where it has them too (but see
+        `own_width`).
 
         Raises HusaiError for an unknown architecture, with those there are.
         """
         if architecture is None:
             return super().load(path, overrides)
-        if architecture not in SAE_CONFIGS:
-            raise HusaiError(f"architecture '{architecture}': must be one of {', '.join(SAE_CONFIGS)}")
-        data, known = read_yaml(path), SAE_CONFIGS[architecture].model_fields
+        if architecture not in SAE_CONFIGS and not is_registered(architecture):
+            raise HusaiError(
+                f"architecture '{architecture}': must be one of {', '.join(SAE_CONFIGS)}, a name registered with SAELens "
+                f"({', '.join(SAE_LENS)}, …), or {REGISTERED}"
+            )
+        data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
+        if SAE_CONFIGS[architecture].own_width:
+            known = {key: value for key, value in known.items() if key != "d_sae"}
         kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
         data["sae"] = kept | {"architecture": architecture}
         return cls.parse(override(data, overrides), f"{path} as {architecture} {' '.join(overrides)}".rstrip())

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from husai.config.architectures import ArchitectureConfig
 from husai.config.base import NAME, Config, Positive, Seed
 from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig
+from husai.config.registered import ArchitectureConfig
 from husai.config.sae import SAETrainingConfig
 from husai.config.samples import CirclesSource, ControlConfig, PlantedSource
 

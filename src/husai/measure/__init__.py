@@ -46,9 +46,11 @@ def measure(
     Raises HusaiError if no latent of an SAE fires on any input.
     """
     if 0 in members.n_live:
+        index = members.n_live.index(0)
+        alone = members.fits[index].explained_by_skip
+        skip = "" if alone is None else f" (its skip connection alone explains {alone:.4f} of the variance)"
         raise HusaiError(
-            f"SAE {members.n_live.index(0)}: a dictionary without live atoms cannot be scored; "
-            "weaken its sparsity penalty or raise k"
+            f"SAE {index}: a dictionary without live atoms cannot be scored{skip}; weaken its sparsity penalty or raise k"
         )
     result = Measurement()
     wide = max(members.n_live) > EXACT_ATOMS

@@ -22,7 +22,7 @@ def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFr
     with their |cosine| and the F1 of their firing.
     """
     tables = []
-    matches = _matches(members.atoms)
+    matches = _matches(members.atoms, signed=members.signed)
     for index, fit in enumerate(members.fits):
         live = fit.live.numpy()
         columns: dict[str, Any] = {
@@ -74,7 +74,7 @@ def _true_columns(live: np.ndarray, matching: Matching, firing: FiringRecovery) 
     return {"true_atom": true_atom, "true_cosine": cosine, "firing_f1": f1}
 
 
-def _matches(atoms: list[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _matches(atoms: list[Tensor], *, signed: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per seed, mean and maximum over the other seeds of each atom's matched cosine."""
     if len(atoms) < 2:
         return []
@@ -83,7 +83,7 @@ def _matches(atoms: list[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
         found = np.full((len(atoms), len(own)), np.nan)
         for j, other in enumerate(atoms):
             if i != j:
-                matching: Matching = match(cosines(own, other))
+                matching: Matching = match(cosines(own, other, abs=signed))
                 found[j, matching.rows] = matching.cosines
         partnered = ~np.isnan(found).all(0)
         mean, best = np.full(len(own), np.nan), np.full(len(own), np.nan)

@@ -20,7 +20,7 @@ class Members:
     """Fit, live unit atoms and reading of every SAE; recovery of planted atoms, where there are any.
 
     matchings: of true atoms with live ones. firings: how the matched latents fire. causes: what a model makes of it; empty
-    where there is none. full: whether readings are complete.
+    where there is none. full: whether readings are complete. signed: whether codes are, so that atoms have no sign.
     """
 
     fits: list[Fit]
@@ -30,11 +30,13 @@ class Members:
     firings: list[FiringRecovery]
     causes: list[dict[str, float]]
     full: bool
+    signed: bool = False
 
     @classmethod
     def of(cls, dictionaries: Sequence[Dictionary], hook: Hook, *, full: bool = True) -> "Members":
         """full: read all that applies at the hook, which takes longer; else only what each latent is tuned to."""
-        found = cls([], [], [], [], [], [], full)
+        signed = any(dictionary.signed_codes for dictionary in dictionaries)
+        found = cls([], [], [], [], [], [], full, signed)
         for dictionary in dictionaries:
             codes = dictionary.encode(hook.encoded)
             fit = evaluate_fit(dictionary, hook.x, codes, source=hook.source)

@@ -1,4 +1,9 @@
-"""Does it agree with itself: scores of pairs of seeds beside their chance levels."""
+"""Does it agree with itself: scores of pairs of seeds beside their chance levels.
+
+Atoms of signed codes have no sign, so that their cosines, and those of their nulls, count by magnitude.
+"""
+
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -22,23 +27,24 @@ FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "
 def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
     if len(members.atoms) < 2:
         return
-    scores = ("pwmcc", "max_cosine")
-    observed = pairwise(members.atoms, agreement)
+    scores, score = ("pwmcc", "max_cosine"), partial(agreement, abs=members.signed)
+    observed = pairwise(members.atoms, score)
     for position, metric in enumerate(scores):
         pair_rows(result, metric, observed[..., position])
     shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
     weighted = np.eye(len(shares))
     for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
-        weighted[i, j] = weighted[j, i] = pwmcc(members.atoms[i], members.atoms[j], weights=(shares[i], shares[j]))
+        weights = (shares[i], shares[j])
+        weighted[i, j] = weighted[j, i] = pwmcc(members.atoms[i], members.atoms[j], abs=members.signed, weights=weights)
     pair_rows(result, "pwmcc_energy_weighted", weighted)
     live = zip(members.atoms, members.fits, strict=True)
     frequent = [atoms[fit.firing_rate[fit.live] >= FREQUENT] for atoms, fit in live]
     if min(len(atoms) for atoms in frequent) > 0:
         per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
-        pair_rows(result, "pwmcc_frequent", pairwise(frequent, pwmcc))
+        pair_rows(result, "pwmcc_frequent", pairwise(frequent, partial(pwmcc, abs=members.signed)))
     for null in DRAWN_NULLS:
         draw = sampler(null, hook.x)
-        matrices = null_matrices(draw, members.n_live, agreement, draws=draws, purpose=null)
+        matrices = null_matrices(draw, members.n_live, score, draws=draws, purpose=null)
         for position, metric in enumerate(scores):
             null_rows(result, metric, null, NullScore.of(matrices[..., position]))
     if hook.truth is not None:
@@ -52,7 +58,7 @@ def _turned(members: Members, truth: GroundTruth, draw: int) -> Float[np.ndarray
     others = [plane_rotated(atoms, truth, stream) for atoms in members.atoms]
     matrix = np.eye(len(others))
     for i, j in zip(*np.triu_indices(len(others), 1), strict=True):
-        matrix[i, j] = matrix[j, i] = pwmcc(members.atoms[i], others[j])
+        matrix[i, j] = matrix[j, i] = pwmcc(members.atoms[i], others[j], abs=members.signed)
     return matrix
 
 
@@ -68,7 +74,7 @@ def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:
     if len(true) < len(members.atoms):
         return
     rates = [fit.firing_rate[fit.live].numpy() for fit in members.fits]
-    found = calibration(members.atoms, true, rates)
+    found = calibration(members.atoms, true, rates, abs=members.signed)
     result.reliability = np.array(found.bins)
     seeds = [(seed, float(value)) for seed, value in enumerate(found.per_seed) if not np.isnan(value)]
     if seeds:
@@ -93,13 +99,15 @@ def symmetry_rows(
     searched = spaced(0, order, order if final else analysis.curve_shifts)
     support = [float((atoms @ shifts.basis).pow(2).sum(1).mean()) for atoms in members.atoms]
     per_seed(result, "shift_support", support)
-    pair_rows(result, "shifted", pairwise(members.atoms, lambda A, B: shifted(A, B, shifts, averaged)))
-    per_seed(result, "self_shift", [shifted(A, A, shifts, averaged) for A in members.atoms])
-    pair_rows(result, "aligned", pairwise(members.atoms, lambda A, B: aligned(A, B, shifts, searched)))
+    on_average = partial(shifted, shifts=shifts, deltas=averaged, abs=members.signed)
+    at_best = partial(aligned, shifts=shifts, deltas=searched, abs=members.signed)
+    pair_rows(result, "shifted", pairwise(members.atoms, on_average))
+    per_seed(result, "self_shift", [on_average(A, A) for A in members.atoms])
+    pair_rows(result, "aligned", pairwise(members.atoms, at_best))
     matrices = null_matrices(
         sampler("data_points", hook.x),
         members.n_live,
-        lambda A, B: aligned(A, B, shifts, searched),
+        at_best,
         draws=analysis.aligned_null_draws if final else 1,
         purpose="aligned",
     )

@@ -24,6 +24,13 @@ NAMES = {
     "matryoshka": "Matryoshka",
     "gated": "Gated",
     "abstopk": "AbsTopK",
+    "blocktopk": "Block TopK",
+    "archetypal": "Archetypal",
+    "frozen": "Frozen decoder",
+    "pca": "PCA",
+    "ica": "ICA",
+    "nmf": "NMF",
+    "kmeans": "k-means",
 }
 DIALS = {"l1_coefficient": "λ", "l0_coefficient": "λ", "target_l0": "L0"}
 

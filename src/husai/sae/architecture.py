@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import BaseSAEConfig
-from husai.sae.params import Params, reconstruct
+from husai.sae.params import Params, init_params, reconstruct
 
 C = TypeVar("C", bound=BaseSAEConfig)
 SKIP = "W_skip"  # (seeds, d_out, d_in), in `Params.more` of architectures with a skip connection
@@ -88,6 +88,13 @@ class Architecture(ABC, Generic[C]):
     def __init__(self, config: C) -> None:
         self.config = config
 
+    def begin(self, samples: Float[Tensor, "samples d_in"], init_seeds: tuple[int, ...]) -> None:
+        """What it takes from the (normalised) samples before training; most take nothing. Raises HusaiError."""
+
+    def start(self, d_in: int, seeds: tuple[int, ...], *, d_target: int | None = None) -> Params:
+        """Parameters before the first step, drawn from each seed's own stream. d_target: width of a transcoder's target."""
+        return self.init(init_params(d_in, self.config.d_sae, seeds, d_target=d_target))
+
     def init(self, params: Params) -> Params:
         """Freshly drawn parameters, with what this architecture has beside the four; a skip connection starts at 0."""
         if not self.config.skip:
@@ -148,6 +155,21 @@ class Architecture(ABC, Generic[C]):
         moved = copy.copy(self)
         moved.config = self.config.model_copy(update=dials)
         return moved
+
+    def pulled(self, params: Params, gradients: Params) -> Params:
+        """Gradients of what is trained, from those of `losses`: they differ where a tensor is derived or fixed."""
+        return gradients
+
+    def derived(self, params: Params) -> Params:
+        """With the tensors that follow from others computed anew, as they must be after averaging."""
+        return params
+
+    def point(
+        self, params: Params, seed: int, which: Bool[Tensor, "d_sae"], directions: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, "n d_in"]:
+        """Turn some latents' decoder rows along unit directions as well as may be, in place; returns where they point."""
+        params.W_dec[seed, which] = directions
+        return directions
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """After the update, in place: what keeps parameters where they may be, and what follows the batch."""

@@ -117,6 +117,11 @@ class Checkpoints:
         self.folder, self.about, self.every, self.source, self.warn = folder, about, every, source, warn
         self.seen: dict[int, str] = {}
 
+    def require_none(self, why: str) -> None:
+        """Raises HusaiError if a run was to go on from checkpoints that it cannot have."""
+        if self.source is not None:
+            raise HusaiError(f"{self.source}: {why}, so there is nothing to resume from; leave --resume-from out")
+
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step` updates."""
         return self.every is not None and step % self.every == 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.activations import Normaliser, rescale
-from husai.config import SAEConfig, SAEKind
+from husai.config import AnySAE, RegisteredConfig, SAEConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import SKIP, Architecture
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
+from husai.sae.registered import Registered
 
 PART = 8192  # samples encoded at once
 
@@ -24,14 +26,16 @@ class Dictionary:
 
     W_dec: (d_sae, d_out). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: from them to (n, d_out), without
     what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
-    skip: (n, d_in) activations to what a skip connection makes of them. d_source: width of what is encoded, of a
-    transcoder, which reconstructs another activation; None: what is reconstructed is what is encoded.
+    signed_codes: whether codes may be negative, so that an atom's sign means nothing. skip: (n, d_in) activations to what a
+    skip connection makes of them. d_source: width of what is encoded, of a transcoder, which reconstructs another activation;
+    None: what is reconstructed is what is encoded.
     """
 
     W_dec: Float[Tensor, "d_sae d_out"]
     encode: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_sae"]]
     decode: Callable[[Float[Tensor, "n d_sae"]], Float[Tensor, "n d_out"]]
     meta: dict[str, object] = field(default_factory=dict)
+    signed_codes: bool = False
     skip: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]] | None = None
     d_source: int | None = None
 
@@ -70,13 +74,15 @@ class SAEEnsemble:
     """S trained SAEs of one config, on raw activations, with unit decoder rows (but see `finish`).
 
     constant_norm: whether each sample is scaled to norm √d before it is encoded, and back after it is decoded.
+    normaliser: what `params` are used behind, of classes of SAELens, whose parameters stay as they were trained.
     """
 
     params: Params
-    config: SAEKind
+    config: AnySAE
     init_seeds: tuple[int, ...]
     data_seeds: tuple[int, ...]
     constant_norm: bool = False
+    normaliser: Normaliser | None = None
 
     def __len__(self) -> int:
         return len(self.init_seeds)
@@ -88,11 +94,15 @@ class SAEEnsemble:
 
     def member(self, index: int, meta: dict[str, object] | None = None) -> Dictionary:
         """One seed as a Dictionary."""
-        params = self.params.map(lambda value: value[index : index + 1])
+        architecture = architecture_of(self.config)
         seeds = {"init_seed": self.init_seeds[index], "data_seed": self.data_seeds[index]}
         kind: dict[str, object] = {"architecture": self.config.architecture, **dict([self.config.sparsity])}
         known = kind | seeds | (meta or {})
-        return as_dictionary(params, architecture_of(self.config), known, constant_norm=self.constant_norm)
+        if isinstance(architecture, Registered):
+            saved = architecture.finished(self.params, index, self.normaliser)
+            return behind(saved.normaliser, of_sae_lens(saved.sae, known))
+        params = self.params.map(lambda value: value[index : index + 1])
+        return as_dictionary(params, architecture, known, constant_norm=self.constant_norm)
 
 
 def as_dictionary(
@@ -114,8 +124,53 @@ def as_dictionary(
 
     config = architecture.config
     d_source = params.W_enc.shape[1] if config.paired else None
-    made = Dictionary(params.W_dec[0], encode, decode, meta, skip if config.skip else None, d_source)
+    skipped = skip if config.skip else None
+    made = Dictionary(params.W_dec[0], encode, decode, meta, config.signed_codes, skipped, d_source)
     return rescaling(made) if constant_norm else made
+
+
+def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
+    """An SAE that SAELens runs, as a Dictionary."""
+    with torch.no_grad():
+        weights = sae.W_dec.detach().float().clone()
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # its codes carry the norms already
+            weights = F.normalize(weights, dim=-1)
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([sae.encode(part) for part in x.split(PART)]).float()
+
+    def decode(codes: Tensor) -> Tensor:
+        with torch.no_grad():
+            return sae.decode(codes).float()
+
+    W_skip: Tensor | None = getattr(sae, "W_skip", None)
+
+    def skip(x: Tensor) -> Tensor:
+        assert W_skip is not None
+        with torch.no_grad():
+            return (x.to(sae.dtype) @ W_skip.mT).float()
+
+    d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
+    signed = meta.get("architecture") == "abstopk"
+    return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source)
+
+
+def behind(normaliser: Normaliser | None, inner: Dictionary) -> Dictionary:
+    """A dictionary of normalised samples as one of raw samples; its codes stay those of normalised ones."""
+    if normaliser is None:
+        return inner
+    if normaliser.each:
+        return rescaling(inner)
+    mean, scale = normaliser.mean, normaliser.scale
+
+    def encode(x: Tensor) -> Tensor:
+        return inner.encode(normaliser(x))
+
+    def decode(codes: Tensor) -> Tensor:
+        return inner.decode(codes) / scale + mean
+
+    return Dictionary(inner.W_dec / scale, encode, decode, inner.meta, inner.signed_codes)
 
 
 def rescaling(inner: Dictionary) -> Dictionary:
@@ -139,7 +194,7 @@ def rescaling(inner: Dictionary) -> Dictionary:
             )
         return inner.decode(codes) * sizes[0]
 
-    return Dictionary(inner.W_dec, encode, decode, inner.meta)
+    return Dictionary(inner.W_dec, encode, decode, inner.meta, inner.signed_codes)
 
 
 def finished(
@@ -153,6 +208,8 @@ def finished(
 
     source: the normaliser of what they encode; target: that of what they reconstruct, None if it is the same.
     """
+    if isinstance(config.sae, RegisteredConfig):
+        return SAEEnsemble(params, config.sae, config.init_seeds, config.data_seeds, normaliser=source)
     kind, competing, normaliser = config.sae, config.sae.fixed_l0 is not None, target or source
     if competing and isinstance(normaliser.scale, Tensor):  # the norms that selection saw are in its scores already
         kind = kind.model_copy(update={"decoder_norm": "unit"})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from husai.config import SAEConfig
+from husai.errors import HusaiError
 from husai.sae.batches import Fresh
 from husai.sae.pairs import Samples, split
 from husai.sae.train import Trainer
@@ -55,8 +56,12 @@ class Estimate:
 def estimate(x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, device: str = "cpu") -> Estimate:
     """Set training up, do two steps to warm up and eight that are timed, and throw them away.
 
-    Raises HusaiError as `Trainer`.
+    Raises HusaiError as `Trainer`, or for a dictionary that is solved for.
     """
+    if config.sae.fitted:
+        raise HusaiError(
+            f"sae.architecture: {config.sae.architecture} has no steps that could be timed; leave --dry-run out"
+        )
     start = time.perf_counter()
     trainer = Trainer(x, config, fresh=fresh, device=device)
     ready = time.perf_counter() - start

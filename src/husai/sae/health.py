@@ -142,6 +142,7 @@ class _Course:
         self.last, self.recipe = rows[-1], config.training
         self.fixed, self.d_sae = config.sae.fixed_l0, config.sae.d_sae
         self.target = self.fixed or self.recipe.target_l0 or TARGET_SHARE * self.d_sae
+        self.free = config.sae.fitted and self.fixed is None
         self.warm = config.warmup
         self.begun = max(self.warm, START * self.recipe.steps)
         self.after = [row for row in rows if row.step > self.warm]
@@ -153,7 +154,7 @@ class _Course:
         finite = all(math.isfinite(value) for row in self.rows for value in row.line.values())
         band: Band = "ok" if finite else "red"
         found = [self.check("finite", float(finite), band, "no NaN, no infinity", "gradients")]
-        found += [self._share(), *self._penalised(), *self._dead(), *self._fvu(), *self._gradients()]
+        found += [*self._share(), *self._penalised(), *self._dead(), *self._fvu(), *self._gradients()]
         peak = min(row.max_activation for row in self.rows)
         found.append(self.check("max activation", peak, "ok" if peak > 1e-6 else "red", "> 1e-6", self._low()))
         codes = min(row.l0 for row in self.rows)
@@ -163,20 +164,22 @@ class _Course:
     def _low(self) -> str:
         return "l0 not k" if self.fixed else "l0 low"
 
-    def _share(self) -> HealthCheck:
-        """Final L0 against its target."""
+    def _share(self) -> list[HealthCheck]:
+        """Final L0 against its target, where there is one."""
+        if self.free:
+            return []
         ratio, share = self.last.l0 / self.target, self.last.l0 / self.d_sae
         if self.fixed:
             near: Band = "ok" if abs(ratio - 1) <= 1 / 8 else "red"
-            return self.check("L0", self.last.l0, near, f"{self.fixed:g} ± {self.fixed / 8:g}", "l0 not k")
+            return [self.check("L0", self.last.l0, near, f"{self.fixed:g} ± {self.fixed / 8:g}", "l0 not k")]
         band = _band(ratio, ok=(0.6, 1.6), red=(0.2, 2))
         t = self.target / self.d_sae
         rule = f"{0.6 * t:.1%} to {1.6 * t:.1%}, red outside {0.2 * t:.1%} to {2 * t:.1%}"
-        return self.check("L0 share", share, band, rule, "l0 high" if ratio > 1 else "l0 low")
+        return [self.check("L0 share", share, band, rule, "l0 high" if ratio > 1 else "l0 low")]
 
     def _penalised(self) -> list[HealthCheck]:
         """What is asked only where a penalty decides L0."""
-        if self.fixed:
+        if self.fixed or self.free:
             return []
         ratio = self.last.penalty - self.last.terms.get("decorrelation", 0.0)
         ratio = ratio / self.last.mse if self.last.mse else math.inf
@@ -238,7 +241,7 @@ class _Course:
     def _gradients(self) -> list[HealthCheck]:
         """The norm that is furthest from 1, by factors."""
         norms = [row.grad_norm for row in self.rows if row.step > self.begun]
-        if not norms:
+        if not norms or self.config.sae.fitted:
             return []
         value = max(norms, key=lambda norm: abs(math.log(norm)) if norm > 0 and math.isfinite(norm) else math.inf)
         band: Band = "ok" if all(1e-8 <= norm <= 1e2 for norm in norms) else "red"
@@ -253,7 +256,7 @@ class _Course:
             "a figure is not finite": any(not math.isfinite(value) for row in self.rows for value in row.line.values()),
             "L0 is not k": self.fixed is not None and abs(self.last.l0 / self.fixed - 1) > 1 / 8,
             "L0 does not fall after warm-up": self.steered and (trend is None or trend >= 1),
-            f"L0 does not end at {names}": off > POINTS,
+            f"L0 does not end at {names}": off > POINTS and not self.free,
             "10% of latents or more were dead": max(row.dead for row in self.rows) >= 0.1,
             "more than 90% of latents were dead": max(row.dead for row in self.rows) > 0.9,
             "the largest activation was at most 1e-6": min(row.max_activation for row in self.rows) <= 1e-6,
@@ -264,7 +267,7 @@ class _Course:
     @property
     def steered(self) -> bool:
         """Whether a penalty alone should bring L0 down."""
-        return self.fixed is None and self.recipe.target_l0 is None
+        return self.fixed is None and self.recipe.target_l0 is None and not self.free
 
     def hopeless(self) -> str:
         steps, now = self.recipe.steps, self.last.step

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from husai.config import SAETrainingConfig
 from husai.sae.params import Params
-from husai.sae.resample import ROWS
+from husai.sae.resample import rows_of
 
 EPS = 1e-8
 
@@ -75,5 +75,5 @@ class Average:
         """What a replaced latent was no longer counts."""
         with torch.no_grad():
             for (name, total), value in zip(self.total.items(), params, strict=True):
-                if name in ROWS:
-                    total.copy_(torch.where(ROWS[name](replaced), value * self.weight, total))
+                if (rows := rows_of(name, value, replaced)) is not None:
+                    total.copy_(torch.where(rows, value * self.weight, total))

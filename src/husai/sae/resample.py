@@ -55,27 +55,29 @@ def resample_dead(
             chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=stream)
             rows = chosen.to(samples.device)
             atoms = F.normalize(targets[rows] - alone.b_dec, dim=-1)
-            centred = architecture.config.centred()
-            reading = atoms if centred else F.normalize(samples[rows], dim=-1)
             size = alone.W_enc[0][:, ~dead[seed]].norm(dim=0).mean() * architecture.encoder_scale
-            params.W_dec[seed, dead[seed]] = atoms
+            for name, value in params.more.items():
+                if rows_of(name, value, dead) is not None:
+                    value[seed, dead[seed]] = fresh[name][seed, dead[seed]]
+            reached = architecture.point(params, seed, dead[seed], atoms)
+            reading = reached if architecture.config.centred() else F.normalize(samples[rows], dim=-1)
             params.W_enc[seed][:, dead[seed]] = reading.T * size
             params.b_enc[seed, dead[seed]] = 0.0
-            for name, value in params.more.items():
-                if _per_latent(value, dead):
-                    value[seed, dead[seed]] = fresh[name][seed, dead[seed]]
         _clear_moments(params, optimiser, dead)
     return dead
 
 
-def _per_latent(value: Tensor, dead: Bool[Tensor, "seeds d_sae"]) -> bool:
-    return value.shape == dead.shape
+def rows_of(name: str, value: Tensor, dead: Bool[Tensor, "seeds d_sae"]) -> Bool[Tensor, "seeds ..."] | None:
+    """Mask of what belongs to the dead latents in a tensor of `Params`, broadcast to it; None if nothing does."""
+    if name in ROWS:
+        return ROWS[name](dead)
+    own = name != "b_dec" and value.shape[:2] == dead.shape
+    return dead.view(*dead.shape, *[1] * (value.dim() - 2)) if own else None
 
 
 def _clear_moments(params: Params, optimiser: torch.optim.Optimizer, dead: Bool[Tensor, "seeds d_sae"]) -> None:
     for name, value in params.items():
-        if name in ROWS or (name in params.more and _per_latent(value, dead)):
-            rows = ROWS.get(name, ROWS["b_enc"])(dead)
+        if (rows := rows_of(name, value, dead)) is not None:
             for moment in ("exp_avg", "exp_avg_sq"):
                 if moment in (state := optimiser.state.get(value, {})):
                     state[moment].masked_fill_(rows, 0.0)

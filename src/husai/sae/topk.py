@@ -57,7 +57,7 @@ class TopK(Architecture[K]):
         self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"], target: Tensor | None = None
     ) -> Step:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
-        own = type(self) is TopK and self.config.decoder_norm == "unit"
+        own = type(self).select is TopK.select and self.config.decoder_norm == "unit" and not params.more
         if target is not None or not (own and plain_floats(params, x) and numba_there()):
             return super().gradients(params, x, step=step, dead=dead, target=target)
         from husai.sae.kernels.topk import sparse_step

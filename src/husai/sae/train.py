@@ -16,11 +16,12 @@ from husai.sae.architectures import architecture_of
 from husai.sae.batches import Fresh
 from husai.sae.checkpoint import Checkpoints, put_back, snapshot
 from husai.sae.dictionary import SAEEnsemble, finished
+from husai.sae.fitting import fit_saes
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.optimisers import Average, optimiser_of
 from husai.sae.pairs import Samples, common_unit, require_fit, side, split
-from husai.sae.params import Params, init_params
+from husai.sae.params import Params
 from husai.sae.precision import DTYPES, Computation, Rounding
 from husai.sae.resample import resample_dead
 from husai.sae.statistics import Statistic, statistics
@@ -97,8 +98,9 @@ class Trainer:
         self.aim, self.targets = aim, self.samples if aim is None else aim.samples
         self.architecture: Architecture[Any] = architecture_of(config.sae).in_units(self.unit)
         self.variance = float(self.targets.var(0, correction=0).sum())
+        self.architecture.begin(self.samples, config.init_seeds)
         d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
-        start = self.architecture.init(init_params(d_in, config.sae.d_sae, config.init_seeds, d_target=d_target))
+        start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
         self.computation = Computation(self.architecture, self.recipe, device)
         low = self.recipe.dtype != "fp32"
@@ -167,12 +169,12 @@ class Trainer:
         return done
 
     def _with_terms(self, done: Step) -> Step:
-        """With the loss terms that the recipe adds to the architecture's own."""
-        if not self.recipe.decorrelation:
-            return done
-        term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation * self.unit**2)
-        gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec * self.computation.kept)
-        return done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
+        """With the loss terms that the recipe adds to the architecture's own, and gradients of what is trained."""
+        if self.recipe.decorrelation:
+            term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation * self.unit**2)
+            gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec * self.computation.kept)
+            done = done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
+        return done._replace(gradients=self.architecture.pulled(self.params, done.gradients))
 
     def _update(self, done: Step) -> Step:
         """With unit-norm decoders, gradients along the rows are dropped, and norms restored when they are due."""
@@ -197,7 +199,7 @@ class Trainer:
         """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
         averaged = self.average is not None and self.step > 0
         now = self.average.value() if self.average is not None and averaged else self.params
-        raw = now.map(lambda value: value.detach().cpu().clone())
+        raw = (self.architecture.derived(now) if averaged else now).map(lambda value: value.detach().cpu().clone())
         if self.config.sae.decoder_norm == "unit" and (averaged or self.recipe.decoder_norm_every > 1):
             raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
         aim = None if self.aim is None else self.aim.normaliser
@@ -262,10 +264,16 @@ def train_saes(
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: `training.log_every`, or once an epoch;
     0: never) and at the end, and on_statistics, where given, what `statistics` says and the step.
+    A dictionary that scikit-learn solves for (`sae.baselines`) takes x alone, steps being iterations, and no checkpoints.
     Training ends after `training.steps`, or `early_exit` of them; unless `training.stop` is fixed, also once it is
     `hopeless`, which the result then says. Raises HusaiError
     if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn non-finite.
     """
+    if config.sae.fitted:
+        require_fit(x, config, fresh)
+        if checkpoints is not None:
+            checkpoints.require_none(f"{config.sae.architecture} is fitted at once")
+        return TrainedSAEs(*fit_saes(split(x)[0], config, stop=stop, stop_at=stop_at, on_log=on_log))
     trainer = Trainer(x, config, fresh=fresh, device=device)
     last, steps = config.training.end, config.training.steps
     every = config.training.log_every if log_every is None else log_every

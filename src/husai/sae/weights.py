@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from husai.activations import Normaliser
 from husai.config import SAE_CONFIGS, BaseSAEConfig, KConfig
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture
 from husai.sae.architectures import ARCHITECTURES, architecture_of
-from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary
+from husai.sae.dictionary import Dictionary, SAEEnsemble, as_dictionary, behind, of_sae_lens
 from husai.sae.params import Params
+from husai.sae.registered import Registered, Saved
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+NORMALISER = "husai_normaliser"  # metadata: what inputs go through first, where the weights could not take it in
 CONSTANT_NORM = "constant_norm_rescale"  # SAELens' name for samples that are each scaled to norm √d
 READ = {kind.saelens: name for name, kind in reversed(ARCHITECTURES.items())}  # SAELens' names, as ours
 
@@ -31,8 +33,11 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind, architecture = ensemble.config, architecture_of(ensemble.config)
-    own = {name: value[index].float().contiguous() for name, value in ensemble.params.items()}
-    tensors, keys = architecture.export(own)
+    if isinstance(architecture, Registered):
+        tensors, keys, note = _of_sae_lens(architecture.finished(ensemble.params, index, ensemble.normaliser))
+    else:
+        own = {name: value[index].float().contiguous() for name, value in ensemble.params.items()}
+        (tensors, keys), note = architecture.export(own), {}
     save_file(tensors, folder / WEIGHTS)
     config: dict[str, Any] = {
         "architecture": architecture.saelens,
@@ -49,12 +54,47 @@ def save_sae(ensemble: SAEEnsemble, index: int, folder: Path, meta: dict[str, An
             "husai_config": kind.model_dump(mode="json"),
             "init_seed": ensemble.init_seeds[index],
             "data_seed": ensemble.data_seeds[index],
+            **note,
             **meta,
         },
         **({} if kind.centred() else {"d_out": ensemble.params.W_dec.shape[2]}),
         **keys,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_sae_lens(saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Weights, config keys and metadata of an SAE that SAELens runs, as it saves them itself."""
+    tensors = saved.sae.state_dict()
+    saved.sae.process_state_dict_for_saving(tensors)
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    keys = saved.sae.cfg.to_dict()
+    note = {name: value for name, value in keys.pop("metadata").items() if name.startswith("training_")}
+    if saved.normaliser is not None:
+        note[NORMALISER] = _described(saved.normaliser)
+    return tensors, keys, note
+
+
+def _described(normaliser: Normaliser) -> dict[str, Any]:
+    """As plain data, exact."""
+    scale = normaliser.scale.tolist() if isinstance(normaliser.scale, Tensor) else normaliser.scale
+    return {"mean": normaliser.mean.tolist(), "scale": scale, "constant_norm": normaliser.each}
+
+
+def _normaliser(note: Any, where: Path, d_in: int) -> Normaliser | None:
+    """What a folder's metadata say its inputs go through first. Raises HusaiError if that cannot be read."""
+    if note is None:
+        return None
+    try:
+        mean, scale = torch.tensor(note["mean"]), torch.tensor(note["scale"])
+        assert mean.shape == (d_in,)
+        assert scale.shape in ((), (d_in,))
+        assert bool(mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all())
+        return Normaliser(mean, scale if scale.ndim else float(note["scale"]), bool(note["constant_norm"]))
+    except (KeyError, TypeError, ValueError, AssertionError):
+        raise HusaiError(
+            f"{where}: metadata.{NORMALISER} must hold mean (d_in numbers), scale (one above 0, or d_in) and constant_norm"
+        ) from None
 
 
 def load_sae(folder: str | Path) -> Dictionary:
@@ -65,6 +105,12 @@ def load_sae(folder: str | Path) -> Dictionary:
     """
     folder = Path(folder)
     config = _read_config(folder)
+    normaliser = _normaliser(config["metadata"].get(NORMALISER), folder / CONFIG, config["d_in"])
+    return behind(normaliser, _load(folder, config))
+
+
+def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
+    """The dictionary that the weights are."""
     meta = {**config["metadata"], "architecture": config["architecture"]}
     kind = _kind(config)
     plain = (
@@ -126,7 +172,7 @@ def _shapes(architecture: Architecture, d_in: int, d_sae: int, d_out: int) -> di
 def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     """d_sae and k as the folder states them, as SAELens reads it; our own folders also say how they were trained."""
     known, name = config["metadata"].get("husai_config"), READ[config["architecture"]]
-    fields = {key: config[key] for key in ("d_sae", "k") if key in config}
+    fields = {key: config[key] for key in ("d_sae", "k", "group_size") if key in config}
     if (
         isinstance(known, dict)
         and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
@@ -163,30 +209,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _through_sae_lens(folder: Path, meta: dict[str, Any]) -> Dictionary:
     """Any other SAELens folder, run by SAELens."""
     import sae_lens
+    from sae_lens.registry import SAE_CLASS_REGISTRY as KNOWN
 
+    if meta["architecture"] not in KNOWN:
+        raise HusaiError(
+            f"{folder}: architecture '{meta['architecture']}' is not registered with SAELens; import the module that registers "
+            f"it first (husai sae score --import MODULE); known are {', '.join(sorted(KNOWN))}"
+        )
     try:
         sae = sae_lens.SAE.load_from_disk(folder)
     except Exception as error:  # SAELens raises many kinds; all mean that this folder cannot be opened
         raise HusaiError(f"{folder}: SAELens cannot open it ({error.__class__.__name__}: {error})") from None
     _require_finite(sae.state_dict(), folder)
-    W_skip: Tensor | None = getattr(sae, "W_skip", None)
-    with torch.no_grad():
-        weights = sae.W_dec.detach().float().clone()
-        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # its codes carry the norms already
-            weights = F.normalize(weights, dim=-1)
-
-    def encode(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([sae.encode(part) for part in x.split(8192)]).float()
-
-    def decode(codes: Tensor) -> Tensor:
-        with torch.no_grad():
-            return sae.decode(codes).float()
-
-    def skip(x: Tensor) -> Tensor:
-        assert W_skip is not None
-        with torch.no_grad():
-            return (x.to(sae.dtype) @ W_skip.mT).float()
-
-    d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
-    return Dictionary(weights, encode, decode, meta, None if W_skip is None else skip, d_source)
+    return of_sae_lens(sae, meta)
