@@ -12,7 +12,24 @@ from typing import Annotated
 
 import typer
 
-from husai.cli import DeterministicOption, DryRunOption, ResumeOption, ShardDirOption
+from husai.cli import (
+    AdamTrickOption,
+    CompileOption,
+    DeterministicOption,
+    DryRunOption,
+    DtypeOption,
+    EarlyExitOption,
+    LogEveryOption,
+    LowerDtypeOption,
+    OptimizerOption,
+    ResumeOption,
+    ShardDirOption,
+    SparsityOption,
+    StatisticsOption,
+    TimingOption,
+    TrackOption,
+    training_settings,
+)
 from husai.console import exits, say
 from husai.tracking import PROJECT
 
@@ -48,6 +65,17 @@ def main(
     resume_from: ResumeOption = None,
     checkpoint_interval: Annotated[int | None, typer.Option(min=1, help="training.checkpoint_every")] = None,
     deterministic: DeterministicOption = False,
+    early_exit: EarlyExitOption = None,
+    log_every: LogEveryOption = None,
+    log_timing: TimingOption = False,
+    log_statistics: StatisticsOption = False,
+    compile: CompileOption = False,
+    optimizer: OptimizerOption = None,
+    dtype: DtypeOption = None,
+    lower_dtype: LowerDtypeOption = None,
+    adam_trick: AdamTrickOption = False,
+    sparsity_coeff: SparsityOption = None,
+    track: TrackOption = None,
     dry_run: DryRunOption = False,
 ) -> int:
     """Train, score and report."""
@@ -57,17 +85,27 @@ def main(
     from husai.resources import find_config
     from husai.single import Request, estimate_single, train_single
 
-    flags = {
-        "training.batch_size": batch_size,
-        "training.lr": learning_rate,
-        "training.checkpoint_every": checkpoint_interval,
-    }
-    settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    settings = training_settings(
+        batch_size=batch_size,
+        lr=learning_rate,
+        checkpoint_every=checkpoint_interval,
+        early_exit=early_exit,
+        log_every=log_every,
+        log_timing=log_timing,
+        log_statistics=log_statistics,
+        compile=compile,
+        optimiser=optimizer,
+        dtype=dtype,
+        lower_dtype=lower_dtype,
+        adam_trick=adam_trick,
+    )
     if seed is not None:
         settings += [f"init_seeds=[{seed}]", f"data_seeds=[{seed}]"]
     if epochs is not None and epochs <= 0:
         raise HusaiError(f"--epochs {epochs}: must be above 0")
     chosen = SAEConfig.load(find_config(config, "examples"), [*(overrides or []), *settings])
+    if sparsity_coeff is not None:
+        chosen = chosen.with_sparsity(sparsity_coeff)
     request = Request(
         model=transformer_checkpoint,
         hook=hook,
@@ -80,7 +118,7 @@ def main(
         device=require_device(device),
         quiet=quiet,
         epochs=epochs,
-        tracking="none" if no_wandb else "auto",
+        tracking=track or ("none" if no_wandb else "auto"),
         project=wandb_project,
         shard_dir=shard_dir,
         resume_from=resume_from,

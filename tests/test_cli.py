@@ -4,10 +4,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from husai.config import SAEConfig
 from husai.resources import reference_dir
 
 HUSAI = [sys.executable, "-m", "husai.cli"]
@@ -119,6 +121,13 @@ def test_bad_checkpoints_end_in_one_sentence_and_run_no_code(tmp_path):
         (["sae", "train", "sae.k=4", "--shard-dir", "nowhere"], "nowhere: no such folder of activations"),
         (["sae", "train"], "needs a MODEL, a store of activations (--shard-dir), or both"),
         (["sae", "train", "add-p59-0", "--resume-from", "nowhere"], "nowhere: holds no checkpoint"),
+        (
+            ["sae", "train", "add-p59-0", "--dtype", "bf16", "--lower-dtype", "fp16"],
+            "bf16/fp16 is not supported; allowed are fp32/fp32, fp32/bf16, fp32/fp16, fp16/fp16, bf16/bf16",
+        ),
+        (["sae", "train", "add-p59-0", "--lower-dtype", "fp16"], "fp32/fp16 needs scaled gradients"),
+        (["sae", "train", "add-p59-0", "--sparsity-coeff", "5000"], "sparsity coefficient 5000: "),
+        (["sae", "train", "add-p59-0", "--log-every", "0", "training.stop=hopeless"], "which log_every 0 leaves out"),
         (["activations", "verify", "nowhere"], "nowhere: no such folder of activations"),
         (
             ["activations", "capture", "--model", "add-p59-0", "--hook", "resid_pots", "--out", "s"],
@@ -236,6 +245,51 @@ def test_sae_train_writes_folders_that_saelens_layout_has(tmp_path):
     ):
         assert message in sentence(husai("sae", "score", *arguments, cwd=tmp_path))
     shutil.rmtree(tmp_path / "saes")
+
+
+FLAGS = [
+    *("--early-exit", 20, "--seed", 7, "--deterministic", "--log-timing", "--log-every", 5, "--log-statistics"),
+    *("--optimizer", "rmsprop", "--dtype", "fp32", "--lower-dtype", "fp16", "--adam-trick", "--sparsity-coeff", 6),
+    *("--track", "tensorboard"),
+]
+
+
+def check_flags(folder):
+    """What a run with `FLAGS` must have left behind."""
+    text = (folder / "report.md").read_text()
+    assert "Steps: 20 of 60 (**cut short** by training.early_exit" in text
+    assert "Precision: fp32 parameters, fp16 products" in text
+    assert "| gradients | " in text
+    config = SAEConfig.load(folder / "config.yaml")
+    assert (config.init_seeds, config.data_seeds, config.sae.sparsity) == ((7,), (7,), ("k", 6.0))
+    training = config.training
+    assert (training.optimiser, training.pair, training.adam_trick) == ("rmsprop", ("fp32", "fp16"), True)
+    assert "log_timing" not in (folder / "config.yaml").read_text()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["cut_short"] is True
+    assert metrics["steps"] == 20
+    history = (folder / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in history[1:]] == ["5", "10", "15", "20"]
+    assert {"ms_data", "ms_gradients", "ms_update", "ms_logging"} <= set(history[0].split(","))
+    assert "FVU at best" in (folder / "health.json").read_text(), "a check of low precision only"
+    assert list((folder.parent / "tensorboard" / folder.name).glob("events.*"))
+
+
+def test_flags_of_precision_logging_and_length(tmp_path):
+    short = [*SMALL, "training.warmup_steps=2", *FLAGS]
+    done = husai("sae", "train", "add-p59-0", *short, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_flags(tmp_path / "run")
+    nowhere = husai("sae", "train", "add-p59-0", *SMALL, "--log-statistics", "--out", "two", cwd=tmp_path)
+    assert nowhere.returncode == 0
+    assert "has no tracker to go to; choose one with --track" in nowhere.stderr
+    flags = ["--transformer-checkpoint", "add-p59-0", "--save-dir", "script"]
+    script = [sys.executable, Path(__file__).parents[1] / "scripts" / "train_sae.py", *flags, *short]
+    done = subprocess.run(list(map(str, script)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_flags(tmp_path / "script")
+    first, second = ((tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("run", "script"))
+    assert first == second, "reruns agree in every bit"
 
 
 SMALL = ["sae.d_sae=32", "sae.k=4", "sae.k_aux=4", "training.steps=60", "training.batch_size=128"]

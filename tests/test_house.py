@@ -31,11 +31,13 @@ ROOMS = [
 ]
 ONLY_IN = {
     "wandb": {"tracking.py"},
+    "tensorboard": {"tracking.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py", "sae/registry.py", "sae/registered.py"},
     "sklearn": {"sae/baselines.py"},
 }
-LAZY = {"wandb", "transformer_lens", "sae_lens", "sklearn"}
+INSIDE = {"torch.utils.tensorboard": "tensorboard"}  # a door to another package
+LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens", "sklearn"}
 
 
 def modules() -> list[Path]:
@@ -56,7 +58,7 @@ def imports(tree: ast.AST) -> list[str]:
             if node.module == "husai":
                 found += [f"husai.{alias.name}" for alias in node.names]
             else:
-                found.append(node.module or "")
+                found.append(INSIDE.get(node.module or "", node.module or ""))
     return found
 
 

@@ -1,5 +1,6 @@
 import sys
 
+import numpy as np
 import pytest
 
 from husai.tracking import NoTracker, WandbTracker, open_tracker
@@ -79,3 +80,52 @@ def test_offline_wandb_writes_below_the_folder(alone, monkeypatch):
     tracker.finish()
     assert notices == []
     assert list((alone / "wandb").glob("offline-run-*"))
+
+
+class Spread:
+    """Four numbers: one in the lower half, three in the upper."""
+
+    norm, mean = 2.0, 0.5
+    counts, edges = np.array([1, 3]), np.array([0.0, 0.5, 1.0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_gets_curves_and_histograms(tmp_path):
+    notices = []
+    tracker = open_tracker("tensorboard", name="n", run="r", config={"a": 1}, folder=tmp_path, warn=notices.append)
+    tracker.log({"loss": 2.0}, 7)
+    tracker.log_statistics({"parameters/W_enc/0": Spread()}, 7)
+    tracker.finish()
+    assert notices == []
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "r")).Reload()
+    assert [(one.step, one.value) for one in events.Scalars("loss")] == [(7, 2.0)]
+    assert events.Scalars("parameters/W_enc/0/norm")[0].value == 2.0
+    histogram = events.Histograms("parameters/W_enc/0")[0].histogram_value
+    assert (histogram.num, histogram.bucket_limit, histogram.bucket) == (4, [0.5, 1.0], [1, 3])
+
+
+def test_an_absent_tensorboard_does_not_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    notices = []
+    assert isinstance(opened("tensorboard", tmp_path, notices), NoTracker)
+    assert "husai[tensorboard]" in notices[0]
+
+
+def test_statistics_reach_wandb_as_histograms():
+    class Run:
+        def __init__(self):
+            self.rows = []
+
+        def log(self, figures, step):
+            self.rows.append((step, figures))
+
+    run, notices = Run(), []
+    WandbTracker(run, notices.append).log_statistics({"gradients/b_dec/0": Spread()}, 3)
+    ((step, figures),) = run.rows
+    assert notices == []
+    assert step == 3
+    assert figures["gradients/b_dec/0/norm"] == 2.0
+    assert list(figures["gradients/b_dec/0"].histogram) == [1, 3]

@@ -125,7 +125,7 @@ def _hook_of_source(job: Job) -> Hook:
 def run_cell(job: Job) -> str:
     """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
     torch.set_num_threads(job.threads)
-    cell, steps = job.cell, job.cell.config.training.steps
+    cell, steps = job.cell, job.cell.config.training.end
     hook = hook_of(job)
     curve: dict[int, Measurement] = {}
     latest: list[Members] = []

@@ -13,6 +13,7 @@ from husai.commands.conformance import conformance
 from husai.console import exits, say
 
 WandbMode = Literal["auto", "online", "offline", "none"]
+TrackMode = Literal["auto", "online", "offline", "tensorboard", "none"]
 VariantName = Literal["plain", "pizza"]
 Kind = Literal["clock", "pizza"]
 CPUS = os.cpu_count() or 1
@@ -47,8 +48,38 @@ ResumeOption = Annotated[
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="one thread and deterministic algorithms: reruns agree in every bit")
 ]
+EarlyExitOption = Annotated[
+    int | None, typer.Option(min=1, help="training.early_exit: stop after so many steps, with everything saved")
+]
+LogEveryOption = Annotated[int | None, typer.Option(min=0, help="training.log_every; 0: no rows but the last")]
+TimingOption = Annotated[bool, typer.Option("--log-timing", help="training.log_timing: where a step's time goes")]
+StatisticsOption = Annotated[
+    bool, typer.Option("--log-statistics", help="training.log_statistics: parameters and gradients, for the tracker")
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="training.compile: losses through torch.compile")]
+OptimizerOption = Annotated[Literal["adam", "rmsprop"] | None, typer.Option(help="training.optimiser")]
+DtypeOption = Annotated[str | None, typer.Option(help="training.dtype: what parameters are kept in: fp32, bf16, fp16")]
+LowerDtypeOption = Annotated[
+    str | None, typer.Option(help="training.lower_dtype: what products are computed in; the same by default")
+]
+AdamTrickOption = Annotated[
+    bool, typer.Option("--adam-trick", help="training.adam_trick: gradients stay scaled, and Adam cancels the scale")
+]
+SparsityOption = Annotated[
+    float | None, typer.Option(help="the dial of the architecture: sae.k, sae.l1_coefficient, sae.l0_coefficient")
+]
+TrackOption = Annotated[
+    TrackMode | None,
+    typer.Option(help="where curves go: W&B (online, offline), TensorBoard files beside the run, none"),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print what the run would take, and stop")]
 JobsOption = Annotated[int, typer.Option(min=1, help="cells computed at once, each in its own process")]
+
+
+def training_settings(**flags: object) -> list[str]:
+    """Flags of the training as overrides of its config; those not given are left out."""
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    return [f"training.{name}={str(value).lower()}" for name, value in given.items()]
 
 
 def _version(asked: bool) -> None:
@@ -303,6 +334,7 @@ def sae_train(
     layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
     target_hook: Annotated[str | None, typer.Option(help="what a transcoder reconstructs; mlp_out by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="init and data seed; of several SAEs, the first's")] = None,
     op: OpOption = None,
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
     device: DeviceOption = "cpu",
@@ -315,6 +347,17 @@ def sae_train(
     ] = None,
     resume_from: ResumeOption = None,
     deterministic: DeterministicOption = False,
+    early_exit: EarlyExitOption = None,
+    log_every: LogEveryOption = None,
+    log_timing: TimingOption = False,
+    log_statistics: StatisticsOption = False,
+    compile: CompileOption = False,
+    optimizer: OptimizerOption = None,
+    dtype: DtypeOption = None,
+    lower_dtype: LowerDtypeOption = None,
+    adam_trick: AdamTrickOption = False,
+    sparsity_coeff: SparsityOption = None,
+    track: TrackOption = None,
     dry_run: DryRunOption = False,
 ) -> int:
     """Train SAEs on one hook of a verified model, or on a store; the folder opens with sae_lens.SAE.load_from_disk.
@@ -330,9 +373,22 @@ def sae_train(
     settings = list(overrides or [])
     if shard_dir is not None and model is not None and "=" in model and not Path(model).exists():
         settings, model = [model, *settings], None
+    settings += training_settings(
+        early_exit=early_exit,
+        log_every=log_every,
+        log_timing=log_timing,
+        log_statistics=log_statistics,
+        compile=compile,
+        optimiser=optimizer,
+        dtype=dtype,
+        lower_dtype=lower_dtype,
+        adam_trick=adam_trick,
+    )
     chosen = SAEConfig.load(find_config(config, "examples"), settings, architecture=architecture)
-    if seeds > 1:
-        many = tuple(range(seeds))
+    if sparsity_coeff is not None:
+        chosen = chosen.with_sparsity(sparsity_coeff)
+    if seeds > 1 or seed is not None:
+        many = tuple(range(seed or 0, (seed or 0) + seeds))
         chosen = chosen.model_copy(update={"init_seeds": many, "data_seeds": many})
     request = Request(
         model,
@@ -348,6 +404,7 @@ def sae_train(
         shard_dir=shard_dir,
         resume_from=resume_from,
         deterministic=deterministic,
+        tracking=track or "none",
         target_hook=target_hook,
         target_shard_dir=target_shard_dir,
     )

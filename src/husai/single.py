@@ -19,12 +19,12 @@ from husai.runs import check_gate, load_model, require_free
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.estimate import Estimate, estimate
 from husai.sae.health import ADVICE, START, STRIDE, Health, assess, dead_advice
-from husai.sae.history import StepLog, mean_log
+from husai.sae.history import StepLog, mean_log, mean_timing
 from husai.sae.pairs import Pairs, Samples, split
 from husai.sae.train import TrainedSAEs
 from husai.seeding import deterministic
 from husai.stores import Store, open_store, sample_rows
-from husai.tracking import PROJECT, Mode, open_tracker
+from husai.tracking import PROJECT, Mode, NoTracker, open_tracker
 from husai.workflow import train_sae_run
 
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
@@ -167,7 +167,7 @@ def train_single(request: Request) -> dict[str, Any]:
 
 def _train(request: Request, source: Source) -> dict[str, Any]:
     hook, config = source.hook, recipe_of(request, source.samples)
-    steps = config.training.steps
+    steps, low = config.training.end, config.training.low_precision
 
     def warn(text: str) -> None:
         console.err.print(f"husai: {text}", markup=False)
@@ -176,10 +176,14 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
         request.tracking,
         project=request.project,
         name=f"{config.sae.architecture}-{config.sae.d_sae}-{source.model or 'activations'}",
+        run=request.out.name,
         config=config.model_dump(mode="json") | {"model": source.model, "hook": source.place},
         folder=request.out.parent,
         warn=warn,
     )
+    if config.training.log_statistics and isinstance(tracker, NoTracker):
+        warn("training.log_statistics has no tracker to go to; choose one with --track")
+    shown = config.training.log_statistics and not isinstance(tracker, NoTracker)
     curve: dict[int, Measurement] = {}
     until_flat = config.training.stop == "converged"
     found: dict[str, Any] = {}
@@ -203,7 +207,7 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
             history.extend(rows)
             tracker.log(mean, step)
             if step >= START * steps and step * STRIDE // steps > judged:
-                state, judged = f"{assess(history, config).line} · ", step * STRIDE // steps
+                state, judged = f"{assess(history, config, low_precision=low).line} · ", step * STRIDE // steps
             text = state + "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(
                 **mean
             )
@@ -212,7 +216,7 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
                 bar.console.print(f"epoch {rows[0].epoch:6.1f}  {text}", markup=False)
 
         def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
-            health, end = assess(trained.history, config), trained.steps
+            health, end = assess(trained.history, config, low_precision=low), trained.steps
             if trained.hopeless:
                 found.update(mean_log(rows_at(trained)), converged=False, hopeless=trained.hopeless)
                 text = given_up(config, source, trained, health)
@@ -221,6 +225,9 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
                     curve[end] = look(end, trained.ensemble, full=True)
                 found.update(summarise(curve[end], curve[end // 2]))
                 text = report(config, source, found, curve[end], health, end)
+                if end == steps < config.training.steps:
+                    found["cut_short"] = True
+            text += time_lines(mean_timing(trained.history))
             found.update(health=health.verdict, steps=end)
             (folder / "report.md").write_text(text, encoding="utf-8")
             return found
@@ -232,6 +239,7 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
                 request.out,
                 source.meta,
                 on_log=on_log,
+                on_statistics=tracker.log_statistics if shown else None,
                 stop=observe,
                 stop_at=(0, *(doublings(steps) if until_flat else (steps // 2, steps))),
                 finish=finish,
@@ -246,7 +254,7 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
         console.err.print(f"husai: training was given up at step {trained.steps}: {trained.hopeless}", markup=False)
     if not request.quiet:
         say((request.out / "report.md").read_text(encoding="utf-8"))
-        console.show_health(assess(trained.history, config))
+        console.show_health(assess(trained.history, config, low_precision=low))
         say(f"Run folder: {request.out}")
     return found
 
@@ -292,6 +300,30 @@ def overlap_verdict(metrics: dict[str, Any]) -> str:
     return "GOOD" if value >= GOOD else "MODERATE" if value >= MODERATE else "POOR"
 
 
+def length(config: SAEConfig, steps: int) -> str:
+    """How long a training was, and whether it was cut short."""
+    training = config.training
+    if not steps == training.end < training.steps:
+        return str(steps)
+    return (
+        f"{steps} of {training.steps} (**cut short** by training.early_exit; the learning rate had not run its course)"
+    )
+
+
+def time_lines(timing: dict[str, float]) -> str:
+    """A report's section on where the time went; nothing where it was not taken."""
+    if not timing:
+        return ""
+    rows = [f"| {name.removeprefix('ms_')} | {value:.2f} |" for name, value in timing.items()]
+    return "\n".join(["", "## Time", "", "| part of a step | ms |", "|---|---|", *rows, ""])
+
+
+def precision_of(config: SAEConfig) -> str:
+    """What parameters were kept in and products computed in."""
+    kept, computed = config.training.pair
+    return f"{kept} parameters, {computed} products"
+
+
 def head(config: SAEConfig, source: Source, steps: int) -> str:
     """What a report begins with: what was trained, on what, when."""
     kind, (dial, value) = config.sae, config.sae.sparsity
@@ -311,7 +343,8 @@ def head(config: SAEConfig, source: Source, steps: int) -> str:
 - Layer: {source.place}
 - Trained on: {trained_on}
 - Seed: {seeds}
-- Steps: {steps}
+- Steps: {length(config, steps)}
+- Precision: {precision_of(config)}
 """
 
 

@@ -19,6 +19,7 @@ from husai.sae.health import assess
 from husai.sae.history import StepLog
 from husai.sae.known import Known
 from husai.sae.pairs import Pairs, Samples
+from husai.sae.statistics import Statistic
 from husai.sae.train import Fresh, Stop, TrainedSAEs, train_saes
 from husai.sae.weights import save_sae
 from husai.stores import Store
@@ -116,6 +117,7 @@ def train_sae_run(
     meta: dict[str, Any],
     *,
     on_log: Callable[[list[StepLog]], None] = lambda _: None,
+    on_statistics: Callable[[dict[str, Statistic], int], object] | None = None,
     stop: Stop = lambda _step, _ensemble: False,
     stop_at: tuple[int, ...] = (),
     finish: Callable[[TrainedSAEs, Path], dict[str, Any]],
@@ -150,6 +152,7 @@ def train_sae_run(
             stop=stop,
             stop_at=stop_at,
             on_log=on_log,
+            on_statistics=on_statistics,
             fresh=fresh,
             known=known,
             device=device,
@@ -159,7 +162,7 @@ def train_sae_run(
         metrics = finish(trained, folder)
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)
         write_history(folder / "history.csv", trained.history)
-        health = assess(trained.history, config).to_json()
+        health = assess(trained.history, config, low_precision=config.training.low_precision).to_json()
         (folder / "health.json").write_text(json.dumps(health, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     checkpoints.remove()
     return trained

@@ -315,8 +315,11 @@ def test_everything_that_changes_in_training_is_kept(x):
         "variance",
         "dead_steps",
         "grad_norm",
+        "unit",
         "aim",
         "targets",
+        "computation",
+        "clock",
     }
     assert set(vars(Trainer(x, recipe()))) == follows | set(Trainer.kept)
 

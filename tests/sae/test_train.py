@@ -235,10 +235,10 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
         rows.append(params.W_dec.detach())
         return gradients(self, params, *args, **kwargs)
 
-    def spy_on_clip(gradients, limit):
+    def spy_on_clip(gradients, limit, kept):
         along.append(float((gradients.W_dec * rows[-1]).sum(-1).abs().max()))
         assert gradients.W_dec.abs().max() > 1e-3
-        return clip_each(gradients, limit)
+        return clip_each(gradients, limit, kept)
 
     monkeypatch.setattr(architecture, "gradients", spy_on_gradients)
     monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
@@ -753,9 +753,9 @@ def test_decoder_rows_are_normalised_every_few_steps(x, monkeypatch):
         rows[:] = [F.normalize(params.W_dec.detach(), dim=-1)]
         return original(self, params, *args, **kwargs)
 
-    def spy_on_clip(gradients, limit):
+    def spy_on_clip(gradients, limit, kept):
         along.append(float((gradients.W_dec * rows[0]).sum(-1).abs().max() / gradients.W_dec.abs().max()))
-        return clip_each(gradients, limit)
+        return clip_each(gradients, limit, kept)
 
     rows: list[torch.Tensor] = []
     monkeypatch.setattr(TopK, "gradients", spy)

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from husai.config.architectures import SAE_CONFIGS
-from husai.config.base import Config, Fraction, Positive, Seed, override, read_yaml
+from husai.config.base import Config, Fraction, Positive, Seed, Size, override, read_yaml
+from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
 from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.errors import HusaiError
 
@@ -108,11 +109,95 @@ class SAETrainingConfig(Config):
         description="rows of a store that are shuffled together, and in memory for all seeds (at least one shard). Left out of "
         "run ids and files where 65536",
     )
+    dtype: DtypeName = Field(
+        default="fp32",
+        exclude_if=lambda name: name == "fp32",
+        description="what parameters are kept in between steps: fp32, bf16 or fp16",
+    )
+    lower_dtype: DtypeName | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="what products are computed in, and so codes: fp32, bf16 or fp16; null: the same as dtype",
+    )
+    adam_trick: bool = Field(
+        default=False,
+        exclude_if=lambda trick: not trick,
+        description="gradients stay scaled in the optimiser, its eps along with them, and its update cancels the scale",
+    )
+    gradient_scale: Size | None = Field(
+        default=None,
+        exclude_if=lambda scale: scale is None,
+        description="what the loss is multiplied by before its gradient is taken, against underflow; null: 1, or with "
+        "adam_trick about batch_size / 16",
+    )
+    compile: bool = Field(
+        default=False,
+        exclude_if=lambda compiled: not compiled,
+        description="losses go through torch.compile, in place of the kernels here",
+    )
+    early_exit: Positive | None = Field(
+        default=None,
+        exclude_if=lambda end: end is None,
+        description="training ends after this many steps, with everything saved, its schedules still those of `steps`",
+    )
+    log_every: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda every: every is None,
+        description="steps between rows of the history; 0: none but the last step's; null: one a pass over the samples",
+    )
     checkpoint_every: Positive | None = Field(
         default=None,
         exclude=True,
         description="steps between checkpoints; null: none. It changes no result, so it is in no run id and no file",
     )
+    log_timing: bool = Field(
+        default=False,
+        exclude=True,
+        description="whether the history says how long each part of a step took. In no run id and no file",
+    )
+    log_statistics: bool = Field(
+        default=False,
+        exclude=True,
+        description="whether the tracker gets norm, mean and histogram of parameters and gradients. In no run id and no file",
+    )
+
+    @field_validator("lower_dtype")
+    @classmethod
+    def _said_once(cls, name: str | None, info: ValidationInfo) -> str | None:
+        return None if name == info.data.get("dtype") else name
+
+    @model_validator(mode="after")
+    def _precision_is_supported(self) -> Self:
+        scaled = self.adam_trick or self.gradient_scale is not None
+        require_pair(self.dtype, self.lower_dtype or self.dtype, scaled=scaled)
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_judge_by(self) -> Self:
+        if self.log_every == 0 and self.stop != "fixed":
+            raise ValueError(f"stop '{self.stop}' judges by the history's rows, which log_every 0 leaves out")
+        return self
+
+    @property
+    def pair(self) -> tuple[Dtype, Dtype]:
+        """What parameters are kept in, and what products are computed in."""
+        return self.dtype, self.lower_dtype or self.dtype  # pyright: ignore[reportReturnType]
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether products are computed in less than fp32."""
+        return self.pair[1] != "fp32"
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before its gradient is taken."""
+        return gradient_scale(self.gradient_scale, adam_trick=self.adam_trick, batch_size=self.batch_size)
+
+    @property
+    def end(self) -> int:
+        """The step after which training ends at the latest."""
+        return min(self.steps, self.early_exit or self.steps)
 
     @model_validator(mode="after")
     def _labels_are_used(self) -> Self:
@@ -175,7 +260,16 @@ class SAEConfig(Config):
             raise ValueError(f"training.{asked}: {name} is fitted at once, not by gradients; allowed is 0")
         if self.training.normalise == "feature" and name == "nmf":
             raise ValueError("training.normalise feature: NMF's codes cannot be folded back; allowed are the others")
+        if self.sae.fitted and self.training.pair != ("fp32", "fp32"):
+            raise ValueError(f"training.dtype: {name} is fitted, not trained; allowed is fp32/fp32")
         return self
+
+    def with_sparsity(self, value: float) -> Self:
+        """With the dial that sets the architecture's sparsity at `value`. Raises HusaiError if it cannot be there."""
+        name, _ = self.sae.sparsity
+        where = f"sparsity coefficient {value:g}"
+        sae = type(self.sae).parse({**self.sae.model_dump(), name: value}, where)
+        return self.parse({**dict(self), "sae": sae}, where)
 
     @classmethod
     def load(cls, path: Path, overrides: tuple[str, ...] | list[str] = (), *, architecture: str | None = None) -> Self:

@@ -1,11 +1,11 @@
 """What an architecture is: pure functions of stacked parameters, bound to one config."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +26,8 @@ class Losses:
     """Per-seed losses of one batch.
 
     mse: mean over batch of the summed squared error. terms: what the architecture adds to it, weighted, by name.
-    codes: the batch's latent activations. seen: what `settle` needs to know of the batch, by name.
+    codes: the batch's latent activations. seen: what `settle` needs to know of the batch, by name; floats are in units of
+    codes.
     """
 
     mse: Float[Tensor, "seeds"]
@@ -73,11 +74,22 @@ class Step(NamedTuple):
         return cls(Params.of(gradients), mse, terms, l0, fired, peak, seen)
 
 
+def step_of(losses: Losses, params: Params, gradients: Sequence[Tensor]) -> Step:
+    """What the training loop needs of a batch, given the gradients of all parameters in their order."""
+    active = losses.codes != 0
+    terms = {name: value.detach() for name, value in losses.terms.items()}
+    named = dict(zip((name for name, _ in params.items()), gradients, strict=True))
+    l0, peak = active.sum(-1).double().mean(-1), losses.codes.detach().abs().amax((1, 2))
+    return Step(Params.of(named), losses.mse.detach(), terms, l0, active.any(1), peak, losses.seen)
+
+
 class Architecture(ABC, Generic[C]):
     """One kind of SAE. Axes as in `Params`; x is normalised.
 
     saelens: what SAELens calls the folder it is saved as. scaled: its tensors beyond the four that are in units of
     pre-activations; rescaled: those in units of scores, which carry the decoder norms already.
+    powers: dials in units of samples, or whose loss term is not in those of a squared error, with the power of a factor on
+    the samples that they grow by if every loss is to grow by its square.
     encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones. strength: what the
     target-L0 controller multiplies the sparsity coefficient by, a number a seed; every penalised architecture applies it.
     """
@@ -85,6 +97,7 @@ class Architecture(ABC, Generic[C]):
     saelens: ClassVar[str]
     scaled: ClassVar[tuple[str, ...]] = ()
     rescaled: ClassVar[tuple[str, ...]] = ()
+    powers: ClassVar[Mapping[str, int]] = MappingProxyType({})
     encoder_scale: ClassVar[float] = 1.0
     strength: Float[Tensor, "seeds"] | float = 1.0
 
@@ -179,12 +192,14 @@ class Architecture(ABC, Generic[C]):
         losses = self.losses(params, x, step=step, dead=dead, target=target)
         if extra is not None:
             losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})
-        gradients = torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True)
-        active = losses.codes != 0
-        terms = {name: value.detach() for name, value in losses.terms.items()}
-        named = dict(zip((name for name, _ in params.items()), gradients, strict=True))
-        l0, peak = active.sum(-1).double().mean(-1), losses.codes.detach().abs().amax((1, 2))
-        return Step(Params.of(named), losses.mse.detach(), terms, l0, active.any(1), peak, losses.seen)
+        return step_of(losses, params, torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True))
+
+    def in_units(self, unit: float) -> Self:
+        """The same for samples `unit` times as large: of them, and of parameters along, every loss is unit² times as large."""
+        dials = {name: getattr(self.config, name) * unit**power for name, power in self.powers.items()}
+        moved = copy(self)
+        moved.config = self.config.model_copy(update=dials)
+        return moved
 
     def pulled(self, params: Params, gradients: Params) -> Params:
         """Gradients of what is trained, from those of `losses`: they differ where a tensor is derived or fixed."""

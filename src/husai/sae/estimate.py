@@ -91,7 +91,7 @@ def estimate(
     blocks = min(config.training.buffer_rows, len(x)) * widths * 4
     raw = [part for part in given if isinstance(part, Tensor)]
     return Estimate(
-        steps=config.training.steps,
+        steps=config.training.end,
         seeds=len(config.init_seeds),
         setup_seconds=ready,
         step_seconds=sorted(times)[TIMED // 2],

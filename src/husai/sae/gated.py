@@ -1,5 +1,6 @@
 """Gated SAE (Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated SAEs", arXiv 2404.16014)."""
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Gated(Architecture[GatedConfig]):
 
     saelens = "gated"
     scaled = ("b_mag",)
+    powers = MappingProxyType({"l1_coefficient": 1})
     encoder_scale = 0.2
 
     def init(self, params: Params) -> Params:

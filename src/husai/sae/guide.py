@@ -61,20 +61,33 @@ class Probe:
         self.leaves = (self.weight.requires_grad_(), self.bias.requires_grad_())
 
     def loss(
-        self, codes: Float[Tensor, "seeds batch d_sae"], labels: Tensor, strength: float
+        self, codes: Float[Tensor, "seeds batch d_sae"], labels: Tensor, strength: float, kept: float = 1.0
     ) -> Float[Tensor, "seeds"]:
-        """strength · cross-entropy, differentiable in the codes; the probe's own gradients are left in its tensors."""
-        own = strength * probe(codes.detach(), *self.leaves, labels)
+        """strength · cross-entropy, differentiable in the codes; the probe's own gradients, times `kept`, are left in its
+        tensors."""
+        own = kept * strength * probe(codes.detach(), *self.leaves, labels)
         self.weight.grad, self.bias.grad = torch.autograd.grad(own.sum(), self.leaves)
         return strength * probe(codes, self.weight.detach(), self.bias.detach(), labels)
 
 
 class Guide:
-    """The terms of one training, and the probe that learns along with the SAEs. known: as `known_of` gives it."""
+    """The terms of one training, and the probe that learns along with the SAEs.
+
+    known: as `known_of` gives it. unit: what samples are multiplied by, so that squared errors are unit² times as large.
+    kept: the factor that gradients carry when the optimiser gets them.
+    """
 
     def __init__(
-        self, config: SAEConfig, architecture: Architecture[Any], known: Known | KnownOfStore, device: str
+        self,
+        config: SAEConfig,
+        architecture: Architecture[Any],
+        known: Known | KnownOfStore,
+        device: str,
+        *,
+        unit: float = 1.0,
+        kept: float = 1.0,
     ) -> None:
+        self.strength, self.kept = config.training.probe * unit**2, kept
         self.recipe, self.architecture, self.probe = config.training, architecture, None
         if config.training.probe:
             labels = known.classes if isinstance(known, KnownOfStore) else known.labels
@@ -94,7 +107,7 @@ class Guide:
             found = {}
             if self.probe is not None and beside.labels is not None:
                 labels = beside.labels.to(codes.device)
-                found["probe"] = self.probe.loss(codes.to(self.probe.weight), labels, self.recipe.probe)
+                found["probe"] = self.probe.loss(codes.to(self.probe.weight), labels, self.strength, self.kept)
             if beside.before is not None and beside.follows is not None:
                 earlier = self.architecture.training_codes(params, beside.before.to(params.W_enc))
                 found["temporal"] = self.recipe.temporal * temporal(codes, earlier, beside.follows.to(codes.device))

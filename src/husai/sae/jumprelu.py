@@ -1,6 +1,7 @@
 """JumpReLU SAE (Rajamanoharan et al. 2024, "Jumping Ahead", arXiv 2407.14435), with a threshold for every latent."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ class JumpReLU(Architecture[JumpReLUConfig]):
 
     saelens = "jumprelu"
     scaled = ("threshold",)
+    powers = MappingProxyType(
+        {"l0_coefficient": 2, "bandwidth": 1, "initial_threshold": 1, "tanh_scale": -1, "pre_act_coefficient": 1}
+    )
     encoder_scale = 0.2
 
     def init(self, params: Params) -> Params:
@@ -111,7 +115,7 @@ class _Jump(torch.autograd.Function):
         ctx.save_for_backward(hidden, threshold)
         ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
         ctx.set_materialize_grads(False)
-        return hidden * active, active.sum(-1).to(hidden)
+        return hidden * active, active.sum(-1).to(threshold)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:

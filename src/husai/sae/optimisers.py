@@ -11,11 +11,13 @@ from husai.config import SAETrainingConfig
 from husai.sae.params import Params
 from husai.sae.resample import rows_of
 
+EPS = 1e-8
+
 
 class RMSprop(torch.optim.Optimizer):
     """p ← p − lr · g / (√v̂ + ε), v̂ the bias-corrected average of g²: Adam at β1 = 0, without a first moment in memory."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, beta2: float, eps: float = 1e-8) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, beta2: float, eps: float = EPS) -> None:
         super().__init__(params, {"lr": lr, "beta2": beta2, "eps": eps})
 
     @torch.no_grad()
@@ -35,11 +37,13 @@ class RMSprop(torch.optim.Optimizer):
                 value.addcdiv_(value.grad, root, value=-lr)
 
 
-def optimiser_of(params: Iterable[Tensor], recipe: SAETrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names."""
+def optimiser_of(params: Iterable[Tensor], recipe: SAETrainingConfig, kept: float = 1.0) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names, for gradients that carry the factor `kept`: with ε along, both cancel it."""
+    eps = EPS * kept
     if recipe.optimiser == "rmsprop":
-        return RMSprop(params, recipe.lr, recipe.beta2)
-    return torch.optim.Adam(list(params), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+        return RMSprop(params, recipe.lr, recipe.beta2, eps)
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.Adam(list(params), lr=recipe.lr, betas=betas, eps=eps, fused=True)
 
 
 class Average:

@@ -1,6 +1,6 @@
 """Inputs and targets: what a transcoder encodes, and what it reconstructs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from husai.config import SAEConfig
 from husai.errors import HusaiError
 from husai.sae.batches import Batches, Fresh, StoreBatches
 from husai.sae.known import Known, KnownOfStore
+from husai.sae.precision import unit_of
 from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
 
 
@@ -69,18 +70,36 @@ class Side(NamedTuple):
     batches: Batches | StoreBatches
 
 
+def held_of(x: Tensor | Store, config: SAEConfig) -> Float[Tensor, "samples d"]:
+    """Raw samples that stand for all."""
+    return sample_rows(x, min(SAMPLE, config.training.buffer_rows)) if isinstance(x, Store) else x
+
+
+def common_unit(x: Samples, config: SAEConfig) -> float:
+    """What inputs and targets are multiplied by where they are raw and precision is low: what the larger ones need."""
+    if config.training.normalise != "none" or not config.training.low_precision:
+        return 1.0
+    return min(unit_of(held_of(part, config)) for part in split(x) if part is not None)
+
+
 def side(
     x: Tensor | Store,
     config: SAEConfig,
     what: str,
     device: str,
+    unit: float,
     fresh: Fresh | None = None,
     known: Known | KnownOfStore | None = None,
 ) -> Side:
-    """Raises HusaiError for samples that hold NaN or do not vary, and for a damaged store."""
+    """Samples that are multiplied by `unit` beside their normalisation.
+
+    Raises HusaiError for samples that hold NaN or do not vary, and for a damaged store.
+    """
     recipe, how = config.training, config.training.normalise
     normaliser = fit_normaliser(x, how) if isinstance(x, Store) else Normaliser.fit(x, what, how)
-    held = sample_rows(x, min(SAMPLE, recipe.buffer_rows)) if isinstance(x, Store) else x
+    if unit != 1:
+        normaliser = replace(normaliser, scale=unit)
+    held = held_of(x, config)
     samples, order = normaliser(held).to(device), (recipe.batch_size, config.data_seeds, normaliser)
     if isinstance(x, Store):
         columns = known if isinstance(known, KnownOfStore) else None

@@ -1,5 +1,6 @@
 """ReLU SAE with an L1 penalty (Bricken et al. 2023): λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖."""
 
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,7 @@ class ReLU(Architecture[L]):
     """ReLU of the pre-activations; the norms of the decoder rows are part of x̂, whatever the config."""
 
     saelens = "standard"
+    powers = MappingProxyType({"l1_coefficient": 1})
     encoder_scale = 0.2
 
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:

@@ -22,10 +22,13 @@ from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.known import Known
 from husai.sae.optimisers import Average, optimiser_of
-from husai.sae.pairs import Samples, require_fit, side, split
+from husai.sae.pairs import Samples, common_unit, require_fit, side, split
 from husai.sae.params import Params
+from husai.sae.precision import DTYPES, Computation, Rounding
 from husai.sae.resample import resample_dead
+from husai.sae.statistics import Statistic, statistics
 from husai.sae.terms import decorrelation_term, steer
+from husai.sae.timing import Clock
 from husai.schedule import trapezoid
 from husai.seeding import generator
 
@@ -54,9 +57,12 @@ def norm_each(gradients: Params) -> Float[Tensor, "seeds"]:
     return torch.stack(squares).sum(0).sqrt()
 
 
-def clip_each(gradients: Params, limit: float) -> Float[Tensor, "seeds"]:
-    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it; returns the norms before."""
-    norms = norm_each(gradients)
+def clip_each(gradients: Params, limit: float, kept: float = 1.0) -> Float[Tensor, "seeds"]:
+    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it; returns the norms before.
+
+    kept: a factor that the gradients carry and norms and limit do not.
+    """
+    norms = norm_each(gradients) / kept
     factor = (limit / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
@@ -69,7 +75,10 @@ class Trainer:
     kept: names of what a checkpoint must hold; all else follows from the arguments.
     """
 
-    kept = ("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches", "guide")
+    kept = (
+        *("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches", "rounding"),
+        "guide",
+    )
 
     def __init__(
         self,
@@ -90,17 +99,26 @@ class Trainer:
             raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
         source, target = split(x)
         told = known_of(source, known, self.recipe, fresh=fresh is not None)
-        self.normaliser, self.samples, self.batches = side(source, config, "activations", device, fresh, told)
-        aim = None if target is None else side(target, config, "targets", device)
+        self.unit = common_unit(x, config)
+        self.normaliser, self.samples, self.batches = side(
+            source, config, "activations", device, self.unit, fresh, told
+        )
+        aim = None if target is None else side(target, config, "targets", device, self.unit)
         self.aim, self.targets = aim, self.samples if aim is None else aim.samples
-        self.architecture: Architecture[Any] = architecture_of(config.sae)
+        self.architecture: Architecture[Any] = architecture_of(config.sae).in_units(self.unit)
         self.variance = float(self.targets.var(0, correction=0).sum())
         self.architecture.begin(self.samples, config.init_seeds)
         d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
         start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
         self.params = start.map(lambda value: value.to(device).requires_grad_())
-        self.guide = None if told is None else Guide(config, self.architecture, told, device)
-        self.optimiser = optimiser_of([*self.params, *(self.guide.leaves if self.guide else ())], self.recipe)
+        self.computation = Computation(self.architecture, self.recipe, device)
+        low = self.recipe.dtype != "fp32"
+        self.rounding = Rounding(self.params, DTYPES[self.recipe.pair[0]]) if low else None
+        self.guide = None
+        if told is not None:
+            self.guide = Guide(config, self.architecture, told, device, unit=self.unit, kept=self.computation.kept)
+        moved = [*self.params, *(self.guide.leaves if self.guide else ())]
+        self.optimiser = optimiser_of(moved, self.recipe, self.computation.kept)
         self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.strength = torch.ones(len(config.init_seeds), device=device)
         self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
@@ -108,6 +126,7 @@ class Trainer:
         self.resampling = [generator("sae-resample", *pair) for pair in seeds]
         self.silent = torch.zeros(len(config.init_seeds), config.sae.d_sae, dtype=torch.long, device=device)
         self.dead_steps = getattr(config.sae, "dead_steps", self.recipe.steps + 1)
+        self.clock = Clock(device, on=self.recipe.log_timing)
         self.step = 0
 
     def state(self) -> dict[str, Any]:
@@ -134,6 +153,7 @@ class Trainer:
 
     def advance(self) -> Step:
         """One update. Gradients are those of each seed alone."""
+        self.clock.lap(None)
         if resampling_due(self.step, self.recipe):
             where = (self.params, self.optimiser, self.samples, self.architecture, self.resampling)
             replaced = resample_dead(*where, targets=self.targets)
@@ -144,13 +164,16 @@ class Trainer:
                 self.guide.restart(replaced, self.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
+        self.clock.lap("update")
         x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
         target = None if self.aim is None else self.aim.batches.at(self.step)
+        self.clock.lap("data")
         if self.recipe.target_l0 is not None:
             self.architecture.strength = self.strength
         given: dict[str, Any] = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
-        done = self.architecture.gradients(self.params, x, step=self.step, dead=dead, target=target, **given)
-        done = self._update(self._with_terms(done))
+        made = self.computation.gradients(self.params, x, step=self.step, dead=dead, target=target, **given)
+        self.clock.lap("gradients")
+        done = self._update(self._with_terms(made))
         self.silent = torch.where(done.fired, 0, self.silent + 1)
         self.step += 1
         if self.average is not None:
@@ -158,31 +181,34 @@ class Trainer:
         if self.recipe.target_l0 is not None and self.step > self.config.warmup:
             l0 = done.l0.to(self.strength)
             self.strength = steer(self.strength, l0, target=self.recipe.target_l0, rate=self.recipe.target_l0_rate)
+        self.clock.lap("update")
         return done
 
     def _with_terms(self, done: Step) -> Step:
         """With the loss terms that the recipe adds to the architecture's own, and gradients of what is trained."""
         if self.recipe.decorrelation:
-            term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation)
-            gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec)
+            term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation * self.unit**2)
+            gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec * self.computation.kept)
             done = done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
         return done._replace(gradients=self.architecture.pulled(self.params, done.gradients))
 
     def _update(self, done: Step) -> Step:
         """With unit-norm decoders, gradients along the rows are dropped, and norms restored when they are due."""
         unit, gradients, W_dec = self.config.sae.decoder_norm == "unit", done.gradients, self.params.W_dec
-        every, limit = self.recipe.decoder_norm_every, self.recipe.clip_norm
+        every, limit, kept = self.recipe.decoder_norm_every, self.recipe.clip_norm, self.computation.kept
         with torch.no_grad():
             if unit:
                 rows = W_dec if every == 1 else F.normalize(W_dec, dim=-1)
                 gradients.W_dec.sub_((gradients.W_dec * rows).sum(-1, keepdim=True) * rows)
-            self.grad_norm = norm_each(gradients) if limit is None else clip_each(gradients, limit)
+            self.grad_norm = norm_each(gradients) / kept if limit is None else clip_each(gradients, limit, kept)
             for value, gradient in zip(self.params, gradients, strict=True):
                 value.grad = gradient.contiguous()  # fused Adam takes them in the order of memory, whatever the strides
             self.optimiser.step()
             if unit and (self.step + 1) % every == 0:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
             self.architecture.settle(self.params, done.seen)
+            if self.rounding is not None:
+                self.rounding.round(self.params)
         return done
 
     def ensemble(self) -> SAEEnsemble:
@@ -199,26 +225,31 @@ class Trainer:
         return made
 
     def log(self, done: Step, rate: float) -> list[StepLog]:
-        """One row a seed of the step just done. Raises HusaiError if a loss is not finite."""
+        """One row a seed of the step just done. Raises HusaiError if a loss is not finite.
+
+        Losses and codes are in the units of normalised samples, or where those are raw, of raw ones.
+        """
         epoch = self.step * self.recipe.batch_size / self.count
         dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
         penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
         explained = 1 - done.mse / self.variance
-        columns = (done.mse + penalty, done.mse, penalty, done.l0, done.l0 / self.config.sae.d_sae, explained, dead)
-        columns += (self.grad_norm, done.peak, self.strength, *done.terms.values())
+        losses = [value / self.unit**2 for value in (done.mse + penalty, done.mse, penalty, *done.terms.values())]
+        columns = (*losses[:3], done.l0, done.l0 / self.config.sae.d_sae, explained, dead)
+        columns += (self.grad_norm, done.peak / self.unit, self.strength, *losses[3:])
         per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
-        rows = []
+        rows, timing = [], self.clock.read()
         for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
             terms = dict(zip(done.terms, row[10:], strict=True))
-            rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms))
+            rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms, timing=timing))
         if not all(row.loss < float("inf") for row in rows):
             raise self.diverged("loss is")
         return rows
 
     def diverged(self, what: str) -> HusaiError:
+        low = f", or compute in fp32 instead of {self.recipe.pair[1]}" if self.recipe.low_precision else ""
         return HusaiError(
             f"training: the {what} not finite at step {self.step}; halve training.lr ({self.recipe.lr}) or set "
-            "training.clip_norm"
+            f"training.clip_norm{low}"
         )
 
 
@@ -229,6 +260,7 @@ def train_saes(
     stop: Stop = lambda _step, _ensemble: False,
     stop_at: tuple[int, ...] = (),
     on_log: Callable[[list[StepLog]], None] = lambda _: None,
+    on_statistics: Callable[[dict[str, Statistic], int], object] | None = None,
     log_every: int | None = None,
     fresh: Fresh | None = None,
     known: Known | None = None,
@@ -248,9 +280,11 @@ def train_saes(
     have been given again what they saw before. (docs/method.md §Checkpoints)
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
-    returning True. on_log gets one StepLog a seed every `log_every` steps (default: once an epoch) and at the end.
+    returning True. on_log gets one StepLog a seed every `log_every` steps (default: `training.log_every`, or once an epoch;
+    0: never) and at the end, and on_statistics, where given, what `statistics` says and the step.
     A dictionary that scikit-learn solves for (`sae.baselines`) takes x alone, steps being iterations, and no checkpoints.
-    Unless `training.stop` is fixed, training also ends once it is `hopeless`, which the result then says. Raises HusaiError
+    Training ends after `training.steps`, or `early_exit` of them; unless `training.stop` is fixed, also once it is
+    `hopeless`, which the result then says. Raises HusaiError
     if x holds NaN, does not vary or has fewer samples than a batch, or if the loss or the weights turn non-finite.
     """
     if config.sae.fitted:
@@ -259,7 +293,9 @@ def train_saes(
             checkpoints.require_none(f"{config.sae.architecture} is fitted at once")
         return TrainedSAEs(*fit_saes(split(x)[0], config, stop=stop, stop_at=stop_at, on_log=on_log))
     trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
-    interval, last = log_every or trainer.batches.per_epoch, config.training.steps
+    last, steps = config.training.end, config.training.steps
+    every = config.training.log_every if log_every is None else log_every
+    interval = (every or last) if every is not None else trainer.batches.per_epoch
     history: list[StepLog] = []
     judged = 0
 
@@ -271,7 +307,7 @@ def train_saes(
     resumed = checkpoints.load() if checkpoints is not None else None
     if resumed is not None:
         trainer.restore(resumed.state)
-        judged = trainer.step * STRIDE // last
+        judged = trainer.step * STRIDE // steps
         history = [StepLog(**row) for row in resumed.state["history"]]
         for step in sorted({row.step for row in history}):
             on_log([row for row in history if row.step == step])
@@ -287,8 +323,11 @@ def train_saes(
             rows = trainer.log(done, rate)
             history.extend(rows)
             on_log(rows)
-            if config.training.stop != "fixed" and trainer.step * STRIDE // last > judged:
-                judged = trainer.step * STRIDE // last
+            if on_statistics is not None:
+                on_statistics(statistics(trainer.params, trainer.computation.kept), trainer.step)
+            trainer.clock.lap("logging")
+            if config.training.stop != "fixed" and trainer.step * STRIDE // steps > judged:
+                judged = trainer.step * STRIDE // steps
                 if reason := hopeless(history, config):
                     return TrainedSAEs(trainer.ensemble(), trainer.step, tuple(history), reason)
         if checkpoints is not None and checkpoints.due(trainer.step) and trainer.step < last:
