@@ -246,7 +246,11 @@ def test_finished_folders_are_scored_together_and_written_down(tmp_path):
     done = husai("sae", "score", "run", "--model", "add-p59-0", "--json", "--out", "table", cwd=tmp_path)
     scores = json.loads(done.stdout)
     assert all(set(score) == {"value", "nulls", "adjusted"} for score in scores.values())
-    assert set(scores["pwmcc"]["nulls"]) == set(scores["pwmcc"]["adjusted"]) == {"ambient", "data", "data_points"}
+    assert (
+        set(scores["pwmcc"]["nulls"])
+        == set(scores["pwmcc"]["adjusted"])
+        == {"ambient", "data", "data_points", "plane_rotated"}
+    )
     table = pd.read_csv(tmp_path / "table" / "scores.csv", keep_default_na=False)
     plain = table[(table["metric"] == "l0") & (table["null"] == "")]
     assert plain["sae"].tolist() == ["run/seed-0-0", "run/seed-1-1", ""]
