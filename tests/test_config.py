@@ -349,3 +349,11 @@ def test_a_seed_of_a_recurrent_recipe_leaves_the_walks_alone():
     config = RecurrentConfig.parse({"recurrent": {}, "walks": {"seed": 7}})
     seeded = config.with_seed(3)
     assert (seeded.training.init_seed, seeded.training.batch_seed, seeded.walks.seed) == (3, 3, 7)
+
+
+@pytest.mark.parametrize(
+    "training", [{"lower_dtype": "bf16"}, {"dtype": "bf16"}, {"compile": True}, {"temporal": 1.0}], ids=str
+)
+def test_a_class_of_saelens_computes_its_losses_itself(training):
+    with pytest.raises(HusaiError, match="saelens:topk"):
+        SAEConfig.parse({"sae": {"architecture": "saelens:topk", "settings": {"k": 3}}, "training": training})

@@ -264,6 +264,18 @@ class SAEConfig(Config):
             raise ValueError(f"training.dtype: {name} is fitted, not trained; allowed is fp32/fp32")
         return self
 
+    @model_validator(mode="after")
+    def _class_computes_it(self) -> Self:
+        """A class of SAELens computes its losses itself, in fp32."""
+        if not isinstance(self.sae, RegisteredConfig):
+            return self
+        name, training = self.sae.architecture, self.training
+        if training.pair != ("fp32", "fp32") or training.compile:
+            raise ValueError(f"training.dtype: {name} computes its losses itself; allowed is fp32/fp32, not compiled")
+        if training.temporal:
+            raise ValueError(f"training.temporal: codes of other samples cannot be asked of {name}; allowed is 0")
+        return self
+
     def with_sparsity(self, value: float) -> Self:
         """With the dial that sets the architecture's sparsity at `value`. Raises HusaiError if it cannot be there."""
         name, _ = self.sae.sparsity
