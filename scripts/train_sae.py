@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from husai.cli import (
+from husai.commands.options import (
     AdamTrickOption,
     CompileOption,
     DeterministicOption,

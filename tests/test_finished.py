@@ -79,7 +79,7 @@ def test_on_a_store_there_is_fit_and_agreement_and_no_truth(run):
     ("folders", "model", "store", "message"),
     [
         (["run", "run/seed-0-0"], "clock", None, "run/seed-0-0: is named twice"),
-        (["store"], "clock", None, r"store: is not a SAELens folder \(no cfg.json\), and holds none"),
+        (["store"], "clock", None, "store: is not a SAELens folder"),
         (["nowhere"], "clock", None, "nowhere: is not a SAELens folder"),
         (["run"], None, None, r"needs a model \(--model\) or a store of activations \(--shard-dir\), one of them"),
         (["run"], "clock", "store", "one of them"),

@@ -58,3 +58,16 @@ def test_what_cannot_be_planned(planted, monkeypatch):
     monkeypatch.setattr(type(planted.cells[0]), "matrix", lambda self, metric: np.eye(3))
     with pytest.raises(HusaiError, match="has 3 seeds; at least 4"):
         plan_seeds(planted, "pwmcc", 0.1)
+
+
+def test_the_command_prints_a_line_a_cell_and_refuses_what_is_no_width(capsys):
+    from husai.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["plan", str(RESULTS / "planted"), "--half-width", "0.005"])
+    assert end.value.code in (0, None)
+    assert "TopK 128, k=4" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["plan", str(RESULTS / "planted"), "--half-width", "0"])
+    assert end.value.code == 2
+    assert "must be above 0" in capsys.readouterr().err

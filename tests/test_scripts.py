@@ -12,7 +12,10 @@ from husai.config import SAEConfig, TransformerConfig
 from husai.errors import HusaiError
 from husai.measure import Measurement, Row
 from husai.runs import load_model
+from husai.sae.dictionary import Dictionary
+from husai.sae.health import ADVICE
 from husai.seeding import generator
+from husai.single import report
 from husai.transformer.model import Transformer, init_params
 from husai.transformer.weights import save_weights
 
@@ -208,8 +211,8 @@ def test_advice_against_dead_latents_names_what_is_left_to_try(auxk, resample, a
     sae, training = {**QUICK["sae"], "auxk_coefficient": auxk}, {**QUICK["training"], "resample_every": resample}
     config = SAEConfig.parse({"sae": sae, "training": training})
     metrics = {"l0": 8.0, "explained_variance": 0.9, "dead": 0.5, "converged": True}
-    (missed,) = [check for check in single.checks(config, metrics) if check.verdict == "missed"]
-    assert advice in single.ADVICE[missed.advice]
+    (missed,) = [check for check in report.checks(config, metrics) if check.verdict == "missed"]
+    assert advice in ADVICE[missed.advice]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_a_good_overlap_below_data_points_is_not_praised(points, words):
     levels = {"ambient": 0.05, "untrained": 0.1, "data": 0.7, "data_points": points}
     metrics = {"fourier_overlap": 0.8, **{f"fourier_overlap_{name}": level for name, level in levels.items()}}
     rows = [Row("fourier_overlap", "", 0.95), Row("fourier_overlap_unweighted", "", 0.8)]  # nulls know no weights
-    text = single._overlap_lines(metrics, Measurement(rows))
+    text = report._overlap_lines(metrics, Measurement(rows))
     assert "**GOOD** by the bands" in text
     assert all(part in text for part in words)
 
@@ -234,7 +237,7 @@ def test_a_taken_folder_is_refused_before_anything_is_loaded(config, tmp_path):
 
 def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
     page = (SCRIPTS.parent / "docs" / "troubleshooting.md").read_text()
-    for advice in single.ADVICE.values():
+    for advice in ADVICE.values():
         assert advice in page
 
 
@@ -242,24 +245,19 @@ def test_the_troubleshooting_page_gives_the_advice_that_reports_print():
     ("trained", "untrained", "message"), [(0.2, 0.1, "not above 0.3"), (0.4, 0.5, "not above the untrained")]
 )
 def test_the_overlap_stage_asks_for_more_than_a_band_and_more_than_chance(trained, untrained, message, monkeypatch):
-    class Fake:
-        def __init__(self, share):
-            self.atoms = torch.tensor([[share**0.5, (1 - share) ** 0.5]])
-            self.W_dec, self.encode, self.decode = (
-                self.atoms,
-                lambda x: x[:, :1].abs() + 1,
-                lambda codes: codes @ self.atoms,
-            )
+    def fake(share):
+        atoms = torch.tensor([[share**0.5, (1 - share) ** 0.5]])
+        return Dictionary(atoms, lambda x: x[:, :1].abs() + 1, lambda codes: codes @ atoms)
 
     class Truth:
         union = torch.tensor([[1.0], [0.0]])
 
     class Ensemble:
         def member(self, _index):
-            return Fake(untrained)
+            return fake(untrained)
 
     class Result:
-        ensemble = type("E", (), {"member": lambda _self, _index: Fake(trained)})()
+        ensemble = type("E", (), {"member": lambda _self, _index: fake(trained)})()
 
     monkeypatch.setattr(pipeline, "find_truth", lambda _activations: Truth)
     activations = type("A", (), {"x": torch.randn(8, 2, generator=torch.Generator().manual_seed(0))})
@@ -276,7 +274,7 @@ def test_a_single_run_ends_where_it_has_converged(tmp_path, monkeypatch):
         looked.append((step, sorted(curve)))
         return step == 40
 
-    monkeypatch.setattr(single, "is_flat", flat)
+    monkeypatch.setattr("husai.single.run.is_flat", flat)
     request = single.Request("add-p59-0", "resid_post", None, -1, None, config, tmp_path / "run", False, "cpu", True)
     metrics = single.train_single(request)
     assert looked == [(0, [0]), (10, [0, 10]), (20, [0, 10, 20]), (40, [0, 10, 20, 40])]

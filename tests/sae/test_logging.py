@@ -101,7 +101,7 @@ def test_a_clock_adds_up_laps_and_starts_anew(monkeypatch):
 
 
 def test_the_mean_time_weighs_rows_by_their_steps():
-    row = StepLog(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {"ms_data": 4.0})
+    row = StepLog(1, 0, 0, *[0.0] * 11, {}, {"ms_data": 4.0})
     rows = [row, StepLog(**{**vars(row), "step": 4, "timing": {"ms_data": 8.0}})]
     assert mean_timing(rows) == {"ms_data": (1 * 4.0 + 3 * 8.0) / 4}
     assert mean_timing([StepLog(**{**vars(row), "timing": {}})]) == {}
