@@ -166,13 +166,14 @@ def test_the_probe_is_dropped_at_the_end(x, known):
     assert [name for name, _ in made.params.items()] == ["W_enc", "b_enc", "W_dec", "b_dec"]
 
 
-def test_a_replaced_latent_is_forgotten_by_the_probe_and_its_moments(x, known):
-    trainer = Trainer(x, recipe(probe=1.0), known=known)
+@pytest.mark.parametrize(("optimiser", "names"), [("adam", ("exp_avg", "exp_avg_sq")), ("rmsprop", ("exp_avg_sq",))])
+def test_a_replaced_latent_is_forgotten_by_the_probe_and_its_moments(x, known, optimiser, names):
+    trainer = Trainer(x, recipe(probe=1.0, optimiser=optimiser), known=known)
     for _ in range(3):
         trainer.advance()
     assert trainer.guide is not None
     weight = trainer.guide.probe.weight
-    moments = [trainer.optimiser.state[weight][name] for name in ("exp_avg", "exp_avg_sq")]
+    moments = [trainer.optimiser.state[weight][name] for name in names]
     replaced = torch.zeros(1, D_SAE, dtype=torch.bool)
     replaced[0, 7] = True
     trainer.guide.restart(replaced, trainer.optimiser)

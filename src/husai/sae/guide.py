@@ -12,6 +12,7 @@ from husai.errors import HusaiError
 from husai.sae.architecture import Architecture, Extra
 from husai.sae.known import Beside, Known, KnownOfStore
 from husai.sae.params import Params
+from husai.sae.resample import clear_moments
 from husai.sae.terms import probe, temporal
 from husai.seeding import generator
 from husai.stores import Store
@@ -121,8 +122,8 @@ class Guide:
             return
         moments = [value for value in optimiser.state.get(self.probe.weight, {}).values() if value.dim() == 3]
         with torch.no_grad():
-            for value in (self.probe.weight, *moments):
-                value[replaced] = 0.0
+            self.probe.weight.masked_fill_(rows, 0.0)
+            clear_moments(optimiser, self.probe.weight, rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {"leaves": [leaf.detach() for leaf in self.leaves]}

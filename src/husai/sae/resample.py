@@ -78,6 +78,12 @@ def rows_of(name: str, value: Tensor, dead: Bool[Tensor, "seeds d_sae"]) -> Bool
 def _clear_moments(params: Params, optimiser: torch.optim.Optimizer, dead: Bool[Tensor, "seeds d_sae"]) -> None:
     for name, value in params.items():
         if (rows := rows_of(name, value, dead)) is not None:
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if moment in (state := optimiser.state.get(value, {})):
-                    state[moment].masked_fill_(rows, 0.0)
+            clear_moments(optimiser, value, rows)
+
+
+def clear_moments(optimiser: torch.optim.Optimizer, value: Tensor, rows: Bool[Tensor, "seeds ..."]) -> None:
+    """What the optimiser remembers of a tensor's gradients, at a mask that is broadcast to it, becomes 0 in place."""
+    state = optimiser.state.get(value, {})
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if moment in state:
+            state[moment].masked_fill_(rows, 0.0)
