@@ -265,6 +265,15 @@ def test_the_overlap_stage_asks_for_more_than_a_band_and_more_than_chance(traine
         pipeline.check_overlap(activations, pipeline.Trained(Result, Ensemble()))
 
 
+@pytest.mark.parametrize("sae", [{"architecture": "ica", "d_sae": 4}, {"architecture": "topk", "d_sae": 32, "k": 4}])
+def test_a_single_run_that_exits_early_is_compared_with_half_of_what_it_did(tmp_path, sae):
+    config = SAEConfig.parse({"sae": sae, "training": {"steps": 20, "batch_size": 256, "early_exit": 3}})
+    request = single.Request("add-p59-0", "resid_post", None, -1, None, config, tmp_path / "run", False, "cpu", True)
+    metrics = single.train_single(request)
+    assert (metrics["steps"], metrics["cut_short"]) == (3, True)
+    assert "- Steps: 3 of 20" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_a_single_run_ends_where_it_has_converged(tmp_path, monkeypatch):
     training = {"steps": 160, "batch_size": 256, "stop": "converged"}
     config = SAEConfig.parse({"sae": {"architecture": "topk", "d_sae": 32, "k": 4, "k_aux": 4}, "training": training})

@@ -675,3 +675,15 @@ def test_a_suite_takes_baselines_as_it_takes_saes(tmp_path):
     pca = whole[(whole["architecture"] == "pca") & (whole["metric"] == "pwmcc")]
     assert pca[pca["step"] > 0]["value"].tolist() == pytest.approx([1.0] * (pca["step"].nunique() - 1), abs=1e-5)
     assert "k-means" in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_cells_that_exit_early_are_measured_at_half_of_what_they_did(tmp_path):
+    training = {"steps": 20, "batch_size": 512, "early_exit": 3}
+    kinds = ({"architecture": "ica", "d_sae": 4}, {"architecture": "topk", "d_sae": 32, "k": 2})
+    entries = [{"sae": sae, "training": training} for sae in kinds]
+    suite = SuiteConfig.parse({**SUITE, "entries": entries, "analysis": {**SUITE["analysis"], "curve": []}})
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    found = sorted((tmp_path / "runs").glob("*/records.parquet"))
+    assert len(found) == 2
+    for path in found:
+        assert set(pd.read_parquet(path)["step"]) == {0, 1, 3}

@@ -85,12 +85,12 @@ def fit_saes(
     stop_at: tuple[int, ...],
     on_log: Callable[[list[StepLog]], None],
 ) -> tuple[SAEEnsemble, int, tuple[StepLog, ...]]:
-    """Fit in at most `training.steps` iterations: the ensemble, the step it is of, and one row a seed.
+    """Fit in at most `training.end` iterations: the ensemble, the step it is of, and one row a seed.
 
     stop, stop_at, on_log: as of `train_saes`, steps being iterations. Raises as `Fitter`.
     """
-    fitter, end = Fitter(x, config), config.training.steps
-    for step in sorted(step for step in stop_at if step <= config.training.steps):
+    fitter, end = Fitter(x, config), config.training.end
+    for step in sorted(step for step in stop_at if step <= end):
         if stop(step, fitter.ensemble(step)):
             end = step
             break
