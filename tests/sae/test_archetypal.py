@@ -174,3 +174,13 @@ def test_shared_candidates_make_seeds_agree(x):
 def test_more_candidates_than_samples_are_refused(x):
     with pytest.raises(HusaiError, match=r"sae.candidates: 601 exceeds the 584 distinct samples"):
         train_saes(x, recipe(ArchetypalConfig(d_sae=D_SAE, k=2, candidates=601)))
+
+
+@pytest.mark.parametrize("pair", [{}, {"lower_dtype": "bf16"}], ids=["fp32", "bf16"])
+def test_the_relaxation_of_raw_samples_is_in_their_units(x, pair):
+    """Samples 64 times as large may have atoms that lie 64 times as far off, in low precision too."""
+    kind = KINDS["weighted"].model_copy(update={"relaxation": 64 * 0.01})
+    trainer = trained(64 * x, recipe(kind, normalise="none", lr=0.1, **pair))
+    assert (trainer.unit != 1) == bool(pair)
+    largest = trainer.params.more["relaxation"].detach().norm(dim=-1).max() / trainer.unit
+    assert float(largest) == pytest.approx(0.64, rel=1e-5)

@@ -181,6 +181,17 @@ def test_an_architecture_in_other_units_is_the_same(make_params, name, extra):
         torch.testing.assert_close(other, (8 if tensor in units else 64) * value, msg=tensor)
 
 
+def test_every_dial_is_known_to_have_units_of_samples_or_none():
+    """Shares, numbers of latents and coefficients of squared errors have none."""
+    none = {"auxk_coefficient", "threshold_lr", "target_l0"}
+    for name, kind in SAE_CONFIGS.items():
+        if not kind.fitted:
+            dials = {key for key, field in kind.model_fields.items() if "float" in str(field.annotation)}
+            powers = set(architecture_of(kind()).powers)
+            assert powers <= dials
+            assert dials - powers <= none, f"{name}: {dials - powers - none} needs a power, or a place above"
+
+
 @pytest.mark.parametrize("pair", [("fp32", "fp16"), ("bf16", "bf16")], ids="/".join)
 @pytest.mark.parametrize("kind", KINDS)
 def test_raw_samples_train_in_units_of_their_own_and_say_so_in_theirs(planted, kind, pair):

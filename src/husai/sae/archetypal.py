@@ -5,6 +5,7 @@ Atoms are D = W·C + Λ: rows of W are convex weights over candidate data points
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Archetypal(TopK[ArchetypalConfig]):
     """
 
     saelens = "topk"
+    powers = MappingProxyType({"relaxation": 1})
     points: Float[Tensor, "candidates d_in"] | None = None
     init_seeds: tuple[int, ...] = ()
 
