@@ -43,6 +43,7 @@ KINDS = {
     "jumprelu": JumpReLUConfig(d_sae=D_SAE, l0_warmup_steps=10, decoder_norm="weighted"),
     "gated": GatedConfig(d_sae=D_SAE, l1_warmup_steps=10),
 }
+SCALED = ({"adam_trick": True}, {"gradient_scale": 64.0})
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -189,6 +190,23 @@ def test_rewards_for_labels_and_smoothness_are_no_sparsity_penalty(x, known):
     last = history[-1]
     ratio = next(check for check in assess(history, config).checks if check.name == "penalty / reconstruction")
     assert ratio.value == pytest.approx(last.terms["l1"] / last.mse)
+
+
+@pytest.mark.parametrize("low", [{"lower_dtype": "bf16"}, *({"lower_dtype": "fp16", **way} for way in SCALED)], ids=str)
+def test_the_probe_learns_of_raw_samples_as_in_fp32(x, known, low):
+    """Samples 256 times as large are brought to unit size in low precision, of which the probe must see nothing."""
+    given = {"probe": 1.0, "normalise": "none", "resample_every": None, "clip_norm": None}
+    found = {}
+    for name, more in (("fp32", {}), ("low", low)):
+        trainer = Trainer(256 * x, recipe(**given, **more), known=known)
+        assert (trainer.unit == 1) == (name == "fp32")
+        first, gradient = trainer.advance(), trainer.guide.probe.weight.grad.clone() / trainer.computation.kept
+        path = [float(first.terms["probe"])] + [float(trainer.advance().terms["probe"]) for _ in range(5)]
+        found[name] = gradient, [value / trainer.unit**2 for value in path]
+    (exact, path), (rough, other) = found["fp32"], found["low"]
+    assert float((rough - exact).norm() / exact.norm()) < 0.05
+    assert other[0] == pytest.approx(path[0], rel=0.02)
+    assert other == pytest.approx(path, rel=0.1)
 
 
 # --- effects, and their controls ---

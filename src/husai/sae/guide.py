@@ -65,17 +65,20 @@ class Probe:
         self, codes: Float[Tensor, "seeds batch d_sae"], labels: Tensor, strength: float, kept: float = 1.0
     ) -> Float[Tensor, "seeds"]:
         """strength · cross-entropy, differentiable in the codes; the probe's own gradients, times `kept`, are left in its
-        tensors."""
-        own = kept * strength * probe(codes.detach(), *self.leaves, labels)
-        self.weight.grad, self.bias.grad = torch.autograd.grad(own.sum(), self.leaves)
-        return strength * probe(codes, self.weight.detach(), self.bias.detach(), labels)
+        tensors. All is in fp32, whatever products are computed in."""
+        with torch.autocast(codes.device.type, enabled=False):
+            codes = codes.to(self.weight)
+            own = kept * strength * probe(codes.detach(), *self.leaves, labels)
+            self.weight.grad, self.bias.grad = torch.autograd.grad(own.sum(), self.leaves)
+            return strength * probe(codes, self.weight.detach(), self.bias.detach(), labels)
 
 
 class Guide:
     """The terms of one training, and the probe that learns along with the SAEs.
 
-    known: as `known_of` gives it. unit: what samples are multiplied by, so that squared errors are unit² times as large.
-    kept: the factor that gradients carry when the optimiser gets them.
+    known: as `known_of` gives it. unit: what samples are multiplied by, so that codes are unit times and squared errors
+    unit² times as large; the probe sees codes without it, and learns as if there were none. kept: the factor that
+    gradients carry when the optimiser gets them.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Guide:
         unit: float = 1.0,
         kept: float = 1.0,
     ) -> None:
-        self.strength, self.kept = config.training.probe * unit**2, kept
+        self.unit, self.kept = unit, kept
         self.recipe, self.architecture, self.probe = config.training, architecture, None
         if config.training.probe:
             labels = known.classes if isinstance(known, KnownOfStore) else known.labels
@@ -108,7 +111,8 @@ class Guide:
             found = {}
             if self.probe is not None and beside.labels is not None:
                 labels = beside.labels.to(codes.device)
-                found["probe"] = self.probe.loss(codes.to(self.probe.weight), labels, self.strength, self.kept)
+                seen = codes.to(self.probe.weight) / self.unit
+                found["probe"] = self.unit**2 * self.probe.loss(seen, labels, self.recipe.probe, self.kept)
             if beside.before is not None and beside.follows is not None:
                 earlier = self.architecture.training_codes(params, beside.before.to(params.W_enc))
                 found["temporal"] = self.recipe.temporal * temporal(codes, earlier, beside.follows.to(codes.device))
@@ -120,7 +124,7 @@ class Guide:
         """What the probe made of a latent that was replaced no longer counts, nor how it was learned."""
         if self.probe is None:
             return
-        moments = [value for value in optimiser.state.get(self.probe.weight, {}).values() if value.dim() == 3]
+        rows = replaced[..., None]
         with torch.no_grad():
             self.probe.weight.masked_fill_(rows, 0.0)
             clear_moments(optimiser, self.probe.weight, rows)
