@@ -275,3 +275,48 @@ def test_what_only_gradients_can_do_is_refused(x, tmp_path, kind):
     with pytest.raises(HusaiError, match="no steps that could be timed"):
         estimate(x, recipe(kind))
     assert estimate(x, recipe(ReLUConfig(d_sae=16), batch_size=64)).steps == 300
+
+
+@each_kind
+def test_an_early_exit_ends_the_iterations_too(x, kind):
+    looked = []
+    short = train_saes(x, recipe(kind, early_exit=4), stop=lambda s, _: bool(looked.append(s)), stop_at=(0, 2, 4, 300))
+    assert looked == [0, 2, 4]
+    assert short.steps == short.history[-1].step == 4
+    same = fitted(x, kind, steps=4)
+    assert all(torch.equal(a, b) for a, b in zip(short.ensemble.params, same.params, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("switch", "allowed"),
+    [
+        ({"ema_decay": 0.9}, "null"),
+        ({"compile": True}, "false"),
+        ({"resample_every": 5}, "null"),
+        ({"optimiser": "rmsprop"}, "adam"),
+        ({"log_every": 2}, "null"),
+        ({"log_timing": True}, "false"),
+        ({"log_statistics": True}, "false"),
+        ({"gradient_scale": 8.0}, "null"),
+        ({"adam_trick": True}, "false"),
+        ({"decoder_norm_every": 3}, "1"),
+        ({"target_l0_rate": 0.1}, "0.01"),
+        ({"stop": "hopeless"}, "fixed or converged"),
+    ],
+)
+def test_switches_that_a_solver_does_not_read_are_refused(switch, allowed):
+    (name,) = switch
+    for kind in KINDS.values():
+        with pytest.raises(
+            HusaiError, match=rf"training\.{name}: {kind.architecture} is fitted .*; allowed is {allowed}$"
+        ):
+            SAEConfig.parse({"sae": kind.model_dump(), "training": switch})
+    SAEConfig.parse({"sae": {"architecture": "topk"}, "training": switch})
+
+
+def test_a_recipe_of_steps_may_stand_where_it_only_shapes_them():
+    """Then `--architecture pca` takes an example of another architecture."""
+    steps = {"lr": 0.1, "batch_size": 7, "warmup_steps": 3, "decay_fraction": 0.1, "decay": "exponential", "beta1": 0.5}
+    more = {"beta2": 0.9, "clip_norm": None, "resample_until": 0.1, "optimiser": "adam", "stop": "converged"}
+    for kind in KINDS.values():
+        SAEConfig.parse({"sae": kind.model_dump(), "training": steps | more})

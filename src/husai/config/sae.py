@@ -1,5 +1,6 @@
 """What determines a stack of SAEs but the activations: architecture, training, seeds."""
 
+import json
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,6 +11,11 @@ from husai.config.base import Config, Fraction, Positive, Seed, Size, override, 
 from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
 from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.errors import HusaiError
+
+ONLY_STEPS = (  # switches of the training that nothing reads where a dictionary is solved for
+    *("optimiser", "adam_trick", "gradient_scale", "compile", "ema_decay", "decoder_norm_every"),
+    *("resample_every", "target_l0_rate", "log_every", "log_timing", "log_statistics"),
+)
 
 
 class SAETrainingConfig(Config):
@@ -262,6 +268,24 @@ class SAEConfig(Config):
             raise ValueError("training.normalise feature: NMF's codes cannot be folded back; allowed are the others")
         if self.sae.fitted and self.training.pair != ("fp32", "fp32"):
             raise ValueError(f"training.dtype: {name} is fitted, not trained; allowed is fp32/fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _switch_is_read(self) -> Self:
+        """Of a solver, what would change how or which steps are made; the dials of a step (`lr`, `batch_size`, …) may stand."""
+        if not self.sae.fitted:
+            return self
+        given = {name: getattr(self.training, name) for name in ONLY_STEPS}
+        if self.training.stop == "hopeless":
+            given["stop"] = "hopeless"
+        for name, value in given.items():
+            default = type(self.training).model_fields[name].default
+            if value != default:
+                allowed = "fixed or converged" if name == "stop" else json.dumps(default).strip('"')
+                raise ValueError(
+                    f"training.{name}: {self.sae.architecture} is fitted at once, not in optimiser steps, and does not read "
+                    f"it; allowed is {allowed}"
+                )
         return self
 
     @model_validator(mode="after")
