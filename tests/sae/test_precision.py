@@ -295,6 +295,78 @@ def test_small_updates_of_low_precision_parameters_add_up():
     assert float(torch.tensor(1 + 2**-9).bfloat16()) == 1
 
 
+def test_what_a_replaced_latent_lost_does_not_come_back():
+    params = Params(torch.ones(1, 1, 2), torch.ones(1, 2), torch.ones(1, 2, 1), torch.ones(1, 1))
+    kept = Rounding(params, torch.bfloat16)
+    for value in params:
+        value.add_(2**-9)
+    kept.round(params)
+    assert all((lost == 2**-9).all() for lost in kept.lost)
+    for value in (params.W_enc[..., 1], params.b_enc[:, 1], params.W_dec[:, 1]):
+        value.fill_(2 + 2**-10)
+    kept.restart(params, torch.tensor([[False, True]]))
+    assert (
+        params.W_enc.flatten().tolist() == params.b_enc.flatten().tolist() == params.W_dec.flatten().tolist() == [1, 2]
+    )
+    assert kept.lost.W_enc.flatten().tolist() == kept.lost.W_dec.flatten().tolist() == [2**-9, 2**-10]
+    assert float(kept.lost.b_dec) == 2**-9
+
+
+def test_what_was_lost_takes_part_in_what_is_computed_of_it():
+    """Given back, then halved: half of it is there, and nothing twice."""
+    params = single(1, 1).map(lambda value: value.detach())
+    kept = Rounding(params, torch.bfloat16)
+    params.W_dec.add_(2**-9)
+    kept.round(params)
+    kept.give_back(params)
+    params.W_dec.div_(2)
+    kept.round(params)
+    assert float(params.W_dec) + float(kept.lost.W_dec) == 0.5 + 2**-10
+
+
+def test_a_latent_is_resampled_to_numbers_of_the_dtype(planted):
+    config = recipe(("bf16", "bf16"), seeds=(0, 1), resample_every=2, resample_until=1)
+    trainer = Trainer(planted.x, config)
+    for _ in range(2):
+        trainer.advance()
+    with torch.no_grad():
+        trainer.params.b_enc[:, 5:9] = -100.0
+    for lost in trainer.rounding.lost:
+        lost.fill_(2**-4)
+    seen = {}
+
+    def look(params, *_, **__):
+        rows = params.W_enc.detach()
+        seen.update(rounded=torch.equal(rows, rows.bfloat16().float()), lost=trainer.rounding.lost.W_enc.clone())
+        raise InterruptedError
+
+    trainer.computation.gradients = look
+    with pytest.raises(InterruptedError):
+        trainer.advance()
+    assert seen["rounded"]
+    assert (seen["lost"][..., 5:9].abs() < 2**-4).all()
+    assert (seen["lost"] == 2**-4).any()
+
+
+@pytest.mark.parametrize("name", ["topk", "blocktopk", "frozen", "archetypal"])
+@pytest.mark.parametrize("pair", [("bf16", "bf16"), ("fp16", "fp16")], ids="/".join)
+def test_a_finished_sae_selects_what_it_selected_in_training(planted, pair, name):
+    sae = SAE_CONFIGS[name].model_validate({"d_sae": 64, "k": 4, "k_aux": 16})
+    config = recipe(pair, seeds=(0, 1), lr=1e-2, steps=60).model_copy(update={"sae": sae})
+    trainer = Trainer(planted.x, config)
+    for _ in range(60):
+        trainer.advance()
+    stack = trainer.samples[None].expand(2, -1, -1)
+    with torch.no_grad():
+        before = trainer.architecture.encode(trainer.params, stack) != 0
+    assert (trainer.params.W_dec.norm(dim=-1) - 1).abs().max() > 1e-5
+    made = trainer.ensemble()
+    for seed, member in enumerate(made.dictionaries):
+        other = ((member.encode(planted.x) != 0) != before[seed]).any(1)
+        assert float(other.double().mean()) < 1e-3
+    torch.testing.assert_close(made.params.W_dec.norm(dim=-1), torch.ones(2, 64))
+
+
 @pytest.mark.parametrize(("pair", "dtype"), [(("fp16", "fp16"), torch.float16), (("bf16", "bf16"), torch.bfloat16)])
 def test_parameters_stay_numbers_of_their_dtype(planted, pair, dtype):
     trainer = Trainer(planted.x, recipe(pair, seeds=(0, 1)))

@@ -21,6 +21,7 @@ from husai.config.precision import Dtype
 from husai.errors import HusaiError
 from husai.sae.architecture import Architecture, Extra, Step, step_of
 from husai.sae.params import Params
+from husai.sae.resample import rows_of
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 aten = torch.ops.aten
@@ -122,6 +123,22 @@ class Rounding:
         self.dtype = dtype
         self.lost = params.map(lambda value: torch.zeros_like(value, dtype=dtype, requires_grad=False))
         self.round(params)
+
+    @torch.no_grad()
+    def give_back(self, params: Params) -> None:
+        """What was lost, in place, before values are replaced by others that follow from them: nothing is lost then."""
+        for value, lost in zip(params, self.lost, strict=True):
+            value.add_(lost.float())
+            lost.zero_()
+
+    @torch.no_grad()
+    def restart(self, params: Params, replaced: Bool[Tensor, "seeds d_sae"]) -> None:
+        """What a replaced latent lost before no longer counts; its new values become numbers of the kind."""
+        for (name, value), lost in zip(params.items(), self.lost, strict=True):
+            if (rows := rows_of(name, value, replaced)) is not None:
+                rounded = value.to(self.dtype).float()
+                lost.copy_(torch.where(rows, value - rounded, lost.float()))
+                value.copy_(torch.where(rows, rounded, value))
 
     @torch.no_grad()
     def round(self, params: Params) -> None:

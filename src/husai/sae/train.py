@@ -162,6 +162,8 @@ class Trainer:
                 self.average.restart(self.params, replaced)
             if self.guide is not None:
                 self.guide.restart(replaced, self.optimiser)
+            if self.rounding is not None:
+                self.rounding.restart(self.params, replaced)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         self.clock.lap("update")
@@ -204,6 +206,8 @@ class Trainer:
             for value, gradient in zip(self.params, gradients, strict=True):
                 value.grad = gradient.contiguous()  # fused Adam takes them in the order of memory, whatever the strides
             self.optimiser.step()
+            if self.rounding is not None:
+                self.rounding.give_back(self.params)
             if unit and (self.step + 1) % every == 0:
                 W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
             self.architecture.settle(self.params, done.seen)
@@ -216,7 +220,8 @@ class Trainer:
         averaged = self.average is not None and self.step > 0
         now = self.average.value() if self.average is not None and averaged else self.params
         raw = (self.architecture.derived(now) if averaged else now).map(lambda value: value.detach().cpu().clone())
-        if self.config.sae.decoder_norm == "unit" and (averaged or self.recipe.decoder_norm_every > 1):
+        off_norm = averaged or self.recipe.decoder_norm_every > 1 or self.rounding is not None
+        if self.config.sae.decoder_norm == "unit" and off_norm:
             raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
         aim = None if self.aim is None else self.aim.normaliser
         made = finished(raw, self.config, self.normaliser, self.architecture, aim)
