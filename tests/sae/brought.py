@@ -80,6 +80,13 @@ class Curved(TrainingSAE[CurvedConfig]):
         return 0.1 * feature_acts.sum(-1).mean()  # a tensor, which SAELens takes too
 
 
+class Noisy(Curved):
+    """It reads its samples through noise."""
+
+    def encode_with_hidden_pre(self, x):
+        return super().encode_with_hidden_pre(x + torch.randn_like(x))
+
+
 class Unfinished(TrainingSAE[CurvedConfig]):
     def encode_with_hidden_pre(self, x):
         return curved(self, x), x
@@ -127,6 +134,7 @@ class NoModule:
 sae_lens.register_sae_training_class("log_l1", LogL1, LogL1Config)
 sae_lens.register_sae_class("curved", CurvedSAE, CurvedSAEConfig)
 sae_lens.register_sae_training_class("curved", Curved, CurvedConfig)
+sae_lens.register_sae_training_class("noisy", Noisy, CurvedConfig)
 sae_lens.register_sae_training_class("unfinished", Unfinished, CurvedConfig)
 sae_lens.register_sae_training_class("failing", Failing, CurvedConfig)
 sae_lens.register_sae_training_class("wide", Wide, CurvedConfig)

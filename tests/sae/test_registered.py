@@ -145,6 +145,18 @@ def test_a_users_class_trains_each_seed_alone_saves_and_opens_in_saelens(tmp_pat
         assert fit > 0.7, "it is an SAE of raw activations"
 
 
+def test_noise_is_each_seeds_own_however_many_train_together(monkeypatch, x):
+    noisy = {"architecture": "brought:Noisy", "d_sae": 8}
+
+    def decoder(seeds):
+        return train_saes(x, config(noisy, seeds, steps=6)).ensemble.params.W_dec
+
+    together, alone = decoder((0, 1, 2)), decoder((2,))
+    monkeypatch.setattr("husai.sae.architecture.AT_ONCE", 8 * 128)
+    assert torch.equal(decoder((0, 1, 2)), together)
+    torch.testing.assert_close(together[2:], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(x):
     from husai.sae.checkpoint import pack, unpack
 
