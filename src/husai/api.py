@@ -128,39 +128,44 @@ def score(
     encode: Function | Sequence[Function] | None = None,
     decode: Function | Sequence[Function] | None = None,
     W_dec: Array | Sequence[Array] | None = None,
+    signed_codes: bool = False,
 ) -> dict[str, Score]:
     """Every score that SAEs have at one hook, by name: fit, recovery and causal figures beside their nulls.
 
     sae: one dictionary, or several seeds of one kind, whose agreement is then scored too and whose other scores are means.
     In its place encode, decode and W_dec may stand, plain functions of NumPy arrays or torch tensors as `of_callables`
-    takes them, each of them one or a list with an entry a seed. model: what `load_model` returned or takes. hook: by
-    default the one that the SAEs were trained on, of functions resid_post. Raises HusaiError for a hook without truth, if
-    no latent fires, if the hook is not the SAEs', and as `of_callables`. (docs/method.md, docs/bring_your_own.md)
+    takes them, each of them one or a list with an entry a seed, and signed_codes: whether codes may be negative. model: what
+    `load_model` returned or takes. hook: by default the one that the SAEs were trained on, of functions resid_post. Raises
+    HusaiError for a hook without truth, if no latent fires, if the hook is not the SAEs', and as `of_callables`.
+    (docs/method.md, docs/bring_your_own.md)
     """
     if model is None:
         raise HusaiError("score: needs a model, what load_model returned or takes, such as 'add-p113-0'")
     given = (encode, decode, W_dec)
     if (sae is None) == all(part is None for part in given):
         raise HusaiError("score: takes SAEs (of load_sae), or encode, decode and W_dec, and not both")
-    saes = _of_functions(*given) if sae is None else [sae] if isinstance(sae, Dictionary) else list(sae)
+    if sae is not None and signed_codes:
+        raise HusaiError("score: signed_codes is said of encode, decode and W_dec; SAEs know it themselves")
+    saes = _of_functions(*given, signed_codes) if sae is None else [sae] if isinstance(sae, Dictionary) else list(sae)
     if not saes:
         raise HusaiError("score: the list of SAEs is empty")
     return scores_of(measured(saes, load_model(model) if isinstance(model, str) else model, hook))
 
 
-def _of_functions(encode: Any, decode: Any, W_dec: Any) -> list[Dictionary]:
+def _of_functions(encode: Any, decode: Any, W_dec: Any, signed_codes: bool) -> list[Dictionary]:
     """One dictionary a seed. Raises HusaiError if one of the three is missing, or lists are of different lengths."""
     parts = {"encode": encode, "decode": decode, "W_dec": W_dec}
     if missing := [name for name, part in parts.items() if part is None]:
         raise HusaiError(f"score: {', '.join(missing)} is missing; encode, decode and W_dec belong together")
     lists = {name: part for name, part in parts.items() if isinstance(part, list | tuple)}
     if not lists:
-        return [of_callables(encode, decode, W_dec)]
+        return [of_callables(encode, decode, W_dec, signed_codes=signed_codes)]
     lengths = {name: len(part) if name in lists else "one alone" for name, part in parts.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise HusaiError(f"score: encode, decode and W_dec must be lists of equal length, one entry a seed; got {told}")
-    return [of_callables(*one, f"SAE {i}") for i, one in enumerate(zip(encode, decode, W_dec, strict=True))]
+    triples = enumerate(zip(encode, decode, W_dec, strict=True))
+    return [of_callables(*one, f"SAE {i}", signed_codes=signed_codes) for i, one in triples]
 
 
 def measured(saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None) -> Measurement:
@@ -214,16 +219,21 @@ def compute_pwmcc(
     """Mean signed cosine of the two decoders under their optimal one-to-one matching; |cosine| if codes are signed.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
-    Without one every atom counts, and only `ambient` can be drawn. hook: by default the one the SAEs were trained on.
-    (docs/method.md §Stability)
+    Without one every atom counts, only `ambient` can be drawn, and codes are signed only if an SAE says so. hook: by default
+    the one the SAEs were trained on. (docs/method.md §Stability)
     """
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
+    signed = sae1.signed_codes or sae2.signed_codes
     x = first
     if model is not None:
         read, names = read_at(model, hook, sae1, sae2), DRAWN_NULLS
-        x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
-        first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
-    nulls, signed = {}, sae1.signed_codes or sae2.signed_codes
+        x, live = read.activations.x, []
+        for sae, source in zip((sae1, sae2), read.sources, strict=True):
+            codes = sae.encode(x if source is None else source)
+            signed = signed or sae.is_signed(codes)
+            live.append(sae.atoms[evaluate_fit(sae, x, codes, source=source).live])
+        first, second = live
+    nulls = {}
     for null in names:
         draw = sampler(null, x)
         streams = [generator(f"api-{null}", r) for r in range(DRAWS)]

@@ -191,6 +191,16 @@ def test_losses_without_a_name_are_logged_as_other(x):
     assert float(done.terms["other"].min()) > 0.01
 
 
+def test_absolute_topk_has_signed_codes_in_memory_and_on_disk(tmp_path, x):
+    chosen = config({"architecture": "saelens:abstopk", "d_sae": 8, "settings": {"k": 3}}, (0,), steps=4)
+    trained = train_saes(x, chosen)
+    (place,) = saved(trained, chosen, tmp_path / "run")
+    assert trained.ensemble.member(0).signed_codes
+    assert load_sae(place).signed_codes
+    other = config({"architecture": "saelens:topk", "d_sae": 8, "settings": {"k": 3}}, (0,), steps=4)
+    assert not train_saes(x, other).ensemble.member(0).signed_codes
+
+
 # --- normalisation ---
 
 EACH = {
