@@ -315,7 +315,11 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
     [
         ({"architecture": "brought:Nothing"}, "brought has no class 'Nothing' and registers none of that name"),
         ({"architecture": "missing_module:Class"}, "module missing_module cannot be imported (ModuleNotFoundError"),
-        ({"architecture": "saelens:magic"}, "must be one of a name registered with SAELens (abstopk, batchtopk"),
+        ({"architecture": "saelens:magic"}, "must be one of the names registered with SAELens (abstopk, batchtopk"),
+        (
+            {"architecture": "saelens:transcoder"},
+            "'saelens:transcoder': SAELens runs such SAEs but does not train them; of SAELens' classes allowed are abstopk,",
+        ),
         ({"architecture": "brought:Unregistered"}, "is not registered with SAELens; brought must call"),
         ({"architecture": "brought:Unfinished"}, "Unfinished lacks calculate_aux_loss, get_coefficients; a training"),
         ({"architecture": "brought:NoModule"}, "NoModule lacks training_forward_pass, get_coefficients, process_state"),

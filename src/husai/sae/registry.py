@@ -35,15 +35,20 @@ class Found(NamedTuple):
 
 def find(name: str) -> Found:
     """The class that an architecture's name means, checked. Raises HusaiError if there is none, or it lacks a method."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as KNOWN
 
     module_name, colon, wanted = name.rpartition(":")
     if not colon or module_name == OWN:
         if wanted not in KNOWN:
+            known = ", ".join(sorted(KNOWN))
+            if wanted in SAE_CLASS_REGISTRY:
+                what = "SAELens runs such SAEs but does not train them"
+                raise HusaiError(f"architecture '{name}': {what}; of SAELens' classes allowed are {known}")
             ours = "" if colon else f"{', '.join(SAE_CONFIGS)}; "
             raise HusaiError(
-                f"architecture '{name}': must be one of {ours}a name registered with SAELens ({', '.join(sorted(KNOWN))}); "
-                "or package.module:Class"
+                f"architecture '{name}': must be one of {ours}the names registered with SAELens ({known}); or "
+                "package.module:Class"
             )
         return _checked(Found(name, *KNOWN[wanted]))
     module = import_module(module_name, f"architecture '{name}'")
