@@ -87,6 +87,21 @@ class Noisy(Curved):
         return super().encode_with_hidden_pre(x + torch.randn_like(x))
 
 
+class Buffered(Curved):
+    """Its encoder and bias are no parameters; the bias counts passes."""
+
+    def initialize_weights(self):
+        super().initialize_weights()
+        W_enc = self.W_enc.detach().clone()
+        del self.W_enc
+        self.register_buffer("W_enc", W_enc)
+        self.register_buffer("b_enc", torch.zeros(self.cfg.d_sae), persistent=False)
+
+    def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
+        self.b_enc += 1
+        return super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+
+
 class Unfinished(TrainingSAE[CurvedConfig]):
     def encode_with_hidden_pre(self, x):
         return curved(self, x), x
@@ -135,6 +150,7 @@ sae_lens.register_sae_training_class("log_l1", LogL1, LogL1Config)
 sae_lens.register_sae_class("curved", CurvedSAE, CurvedSAEConfig)
 sae_lens.register_sae_training_class("curved", Curved, CurvedConfig)
 sae_lens.register_sae_training_class("noisy", Noisy, CurvedConfig)
+sae_lens.register_sae_training_class("buffered", Buffered, CurvedConfig)
 sae_lens.register_sae_training_class("unfinished", Unfinished, CurvedConfig)
 sae_lens.register_sae_training_class("failing", Failing, CurvedConfig)
 sae_lens.register_sae_training_class("wide", Wide, CurvedConfig)

@@ -118,6 +118,18 @@ def test_buffers_are_kept_for_each_seed_and_follow_the_class(x):
     assert expected[0] != pytest.approx(expected[1], rel=1e-4)
 
 
+def test_buffers_may_be_called_as_parameters_are_and_whole_numbers_are_not_averaged(x):
+    trainer = Trainer(x, config({"architecture": "brought:Buffered", "d_sae": 8}))
+    start = trainer.params.W_enc.detach().clone()
+    for _ in range(5):
+        trainer.advance()
+    assert torch.equal(trainer.params.W_enc, start)
+    assert torch.equal(trainer.params.b_enc, torch.full((2, 8), 5.0))
+    averaged = train_saes(x, config(USERS, ema_decay=0.9)).ensemble.params
+    assert averaged.more["passes"].flatten().tolist() == [40, 40]
+    assert not torch.equal(averaged.W_dec, train_saes(x, config(USERS)).ensemble.params.W_dec)
+
+
 # --- a user's class ---
 
 

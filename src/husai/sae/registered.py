@@ -43,6 +43,7 @@ class Registered(Architecture[RegisteredConfig]):
         self.found = find(config.architecture)
         require_settings(self.found, config)
         self.seeds: tuple[int, ...] = ()
+        self.whole: set[str] = set()
         self.module: Any = None
         self.known: tuple[Params, list[Saved]] | None = None
 
@@ -53,6 +54,7 @@ class Registered(Architecture[RegisteredConfig]):
         self.seeds = seeds
         modules = [self._make(d_in, seed) for seed in seeds]
         every = [_tensors(module) for module in modules]
+        self.whole = {name for name, value in every[0].items() if not value.is_floating_point()}
         shape = (self.config.d_sae, d_in)
         found = tuple(every[0]["W_dec"].shape) if "W_dec" in every[0] else None
         if found != shape:
@@ -136,8 +138,14 @@ class Registered(Architecture[RegisteredConfig]):
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """Buffers are what the pass left them as."""
+        own = dict(params.items())
         for name, value in seen.items():
-            params.more[name].copy_(value)
+            own[name].copy_(value)
+
+    def averaged(self, mean: Params, last: Params) -> Params:
+        """Buffers of whole numbers, which have no average, as they are."""
+        own = dict(last.items())
+        return Params.of({name: own[name] if name in self.whole else value for name, value in mean.items()})
 
     def finished(self, params: Params, seed: int, normaliser: Normaliser | None = None) -> Saved:
         """One seed as the class that SAELens saves it as, on raw activations where `folded` can make it so."""
