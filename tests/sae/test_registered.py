@@ -401,3 +401,23 @@ def test_the_dial_is_the_setting_that_is_named(settings, dial, expected):
     chosen = RegisteredConfig(architecture="a:B", d_sae=8, settings=settings, dial=dial)
     assert chosen.sparsity == expected
     assert chosen.fixed_l0 == (4.0 if expected[0] == "k" else None)
+
+
+def test_a_width_that_is_the_dial_too_is_said_once():
+    from husai.cell import Cell
+    from husai.config import AnalysisConfig
+
+    plain = SAEConfig.parse({"sae": {"architecture": "a:B", "d_sae": 8}})
+    dialled = SAEConfig.parse({"sae": {"architecture": "a:B", "d_sae": 8, "settings": {"k": 2}}})
+    titles = [Cell(one, "blocks.0.hook_mlp_out", "m", AnalysisConfig()).title for one in (plain, dialled)]
+    assert titles == ["0.hook_mlp_out a:B d_sae=8", "0.hook_mlp_out a:B d_sae=8 k=2"]
+
+
+def test_a_reports_label_and_file_names_say_it_once_too():
+    import pandas as pd
+
+    from husai.report.results import CellView
+
+    view = CellView("r", "trained", "model", "blocks.0.hook_mlp_out", "a:B", 8, "d_sae", 8, True, False, pd.DataFrame())
+    assert view.setting == "a:B 8"
+    assert view.slug.endswith("a:B_8")
