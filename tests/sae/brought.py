@@ -52,6 +52,13 @@ def curved(sae, x):
     return (torch.tanh(x) @ sae.W_enc).relu()
 
 
+@dataclass
+class OddSAEConfig(CurvedSAEConfig):
+    @classmethod
+    def architecture(cls):
+        return "odd"
+
+
 class CurvedSAE(SAE[CurvedSAEConfig]):
     """Its encoder is no function of x @ W_enc, which SAELens' folding does not know."""
 
@@ -60,6 +67,13 @@ class CurvedSAE(SAE[CurvedSAEConfig]):
 
     def decode(self, feature_acts):
         return feature_acts @ self.W_dec + self.b_dec
+
+
+class OddSAE(CurvedSAE):
+    """Saved, it forgets a latent."""
+
+    def encode(self, x):
+        return super().encode(x)[:, 1:]
 
 
 @dataclass
@@ -100,6 +114,16 @@ class Buffered(Curved):
     def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
         self.b_enc += 1
         return super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+
+
+@dataclass
+class OddConfig(CurvedConfig):
+    def get_inference_config_class(self):
+        return OddSAEConfig
+
+
+class Odd(Curved):
+    pass
 
 
 class Unfinished(TrainingSAE[CurvedConfig]):
@@ -151,6 +175,8 @@ sae_lens.register_sae_class("curved", CurvedSAE, CurvedSAEConfig)
 sae_lens.register_sae_training_class("curved", Curved, CurvedConfig)
 sae_lens.register_sae_training_class("noisy", Noisy, CurvedConfig)
 sae_lens.register_sae_training_class("buffered", Buffered, CurvedConfig)
+sae_lens.register_sae_class("odd", OddSAE, OddSAEConfig)
+sae_lens.register_sae_training_class("odd", Odd, OddConfig)
 sae_lens.register_sae_training_class("unfinished", Unfinished, CurvedConfig)
 sae_lens.register_sae_training_class("failing", Failing, CurvedConfig)
 sae_lens.register_sae_training_class("wide", Wide, CurvedConfig)

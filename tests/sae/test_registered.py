@@ -319,6 +319,14 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
     assert "torch.Size([8, 12])" in done.stdout
 
 
+def test_what_fails_on_other_samples_than_it_was_tried_on_says_so_too(x):
+    made = train_saes(x, config(USERS, (0,), steps=2)).ensemble.member(0)
+    with pytest.raises(HusaiError, match=r"'standard': StandardSAE.encode fails on shape \(5, 11\) \(RuntimeError"):
+        made.encode(torch.zeros(5, 11))
+    with pytest.raises(HusaiError, match=r"'standard': StandardSAE.decode fails on shape \(5, 23\)"):
+        made.decode(torch.zeros(5, 23))
+
+
 # --- bad input ---
 
 
@@ -359,7 +367,20 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
             {"architecture": "standard", "settings": {"normalize_activations": "?"}},
             "does not take sae.settings (ValueError",
         ),
-        ({"architecture": "saelens:topk", "settings": {"k": "many"}}, "failed at step 0 (TypeError"),
+        (
+            {"architecture": "saelens:topk", "settings": {"k": "many"}},
+            "TopKSAE.encode fails on shape (4, 12) (TypeError",
+        ),
+        (
+            {"architecture": "saelens:topk", "settings": {"k": 40}},
+            "'saelens:topk' (d_sae 8, settings {'k': 40}): TopKSAE.encode fails on shape (4, 12) (RuntimeError: selected",
+        ),
+        ({"architecture": "brought:Odd"}, "OddSAE.encode gives shape (4, 7) for (4, 12); it must be (4, 8)"),
+        ({"architecture": "saelens:topk", "settings": {"k": 0}}, "'sae.settings.k': is 0; it must be above 0"),
+        (
+            {"architecture": "standard", "settings": {"l1_coefficient": float("nan")}},
+            "'sae.settings.l1_coefficient': is nan; it must be a finite number",
+        ),
         ({"architecture": "standard", "dial": "l2"}, "'sae.dial': 'l2' is not among sae.settings ()"),
         ({"architecture": "matching_pursuit"}, "training.resample_every: matching_pursuit has no W_enc of shape"),
     ],

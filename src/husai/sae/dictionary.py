@@ -15,7 +15,7 @@ from husai.errors import HusaiError
 from husai.sae.architecture import SKIP, Architecture
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
-from husai.sae.registered import Registered
+from husai.sae.registered import Registered, ran
 
 PART = 8192  # samples encoded at once
 
@@ -144,12 +144,13 @@ def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
 
     def encode(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([sae.encode(part) for part in x.split(PART)]).float()
+            return torch.cat([ran(sae, "encode", part, whose) for part in x.split(PART)]).float()
 
     def decode(codes: Tensor) -> Tensor:
         with torch.no_grad():
-            return sae.decode(codes).float()
+            return ran(sae, "decode", codes, whose).float()
 
+    whose = f"SAE of architecture '{sae.cfg.architecture()}'"
     W_skip: Tensor | None = getattr(sae, "W_skip", None)
 
     def skip(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Training classes that SAELens knows: found by name, checked, given their settings. (docs/bring_your_own.md)"""
 
 import importlib
+import math
 import os
 import sys
 from dataclasses import fields, is_dataclass
@@ -105,6 +106,10 @@ def require_settings(found: Found, config: RegisteredConfig) -> None:
             raise HusaiError(
                 f"unknown key 'sae.settings.{key}': {found.config.__name__} has {', '.join(known) or 'no settings'}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HusaiError(f"'sae.settings.{key}': is {value}; it must be a finite number")
+        if key == "k" and isinstance(value, int | float) and not value > 0:
+            raise HusaiError(f"'sae.settings.k': is {value}; it must be above 0")
         if key == "normalize_activations" and value in ELSEWHERE:
             raise HusaiError(f"'sae.settings.{key}': '{value}' is done by SAELens' trainer; use training.normalise")
     if config.dial is not None and config.dial not in config.settings:
