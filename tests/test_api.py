@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -245,3 +247,9 @@ def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
     broken.params["unembed.W_U"] = broken.params["unembed.W_U"].roll(1, 1)
     with pytest.warns(UserWarning, match="is not verified: accuracy"):
         husai.compute_fourier_overlap(dictionary(random_atoms(16, 128, 6)), broken)
+
+
+def test_a_model_that_the_sae_was_not_trained_on_is_told(model, trained):
+    stranger = replace(trained[0], meta={**trained[0].meta, "model_name": "another"})
+    with pytest.warns(UserWarning, match="trained on another, not add-p59-0"):
+        husai.compute_fourier_overlap(stranger, model, "resid_post")

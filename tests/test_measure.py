@@ -30,6 +30,7 @@ from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
 from husai.sae.dictionary import Dictionary, SAEEnsemble
+from husai.sae.known import Known
 from husai.sae.params import Params
 from husai.sae.train import train_saes
 from husai.seeding import generator
@@ -697,3 +698,8 @@ def test_rungs_and_symmetry_of_unsigned_codes_are_signed(final, members):
     atoms = members[150].atoms
     np.testing.assert_allclose(final.matrices["pwmcc"], pairwise(atoms, pwmcc))
     assert final.value("pwmcc").mean < pair_interval(pairwise(atoms, lambda A, B: pwmcc(A, B, abs=True))).mean + 1e-9
+
+
+def test_nothing_is_known_of_samples_that_stand_in_for_others(hook):
+    assert hook.known.labels is not None
+    assert hook.with_samples(hook.x.flip(0)).known == Known()

@@ -284,3 +284,22 @@ def test_a_single_run_ends_where_it_has_converged(tmp_path, monkeypatch):
     assert "- Steps: 40" in text
     assert f"**{metrics['health']}**" in text
     assert json.loads((tmp_path / "run" / "cfg.json").read_text())["metadata"]["steps"] == 40
+
+
+def test_shares_that_differ_by_rounding_are_equal():
+    levels = {"ambient": 0.05, "untrained": 0.1, "data": 1.0, "data_points": 1.000000003}
+    metrics = {"fourier_overlap": 1.0, **{f"fourier_overlap_{name}": level for name, level in levels.items()}}
+    rows = [Row("fourier_overlap", "", 1.0), Row("fourier_overlap_unweighted", "", 1.00000005)]
+    assert "**not beyond chance**" in report._overlap_lines(metrics, Measurement(rows))
+
+
+def test_a_report_of_several_seeds_says_what_they_share(tmp_path):
+    several = {**QUICK, "init_seeds": [0, 1, 2], "data_seeds": [0, 1, 2]}
+    for name, given in (("three", several), ("one", QUICK)):
+        config = SAEConfig.parse(given)
+        request = single.Request("add-p59-0", "resid_post", None, -1, None, config, tmp_path / name, True, "cpu", True)
+        single.train_single(request)
+    text = (tmp_path / "three" / "report.md").read_text()
+    assert "## Agreement\n\npwmcc 0." in text
+    assert "data_points" in text[text.index("## Agreement") :]
+    assert "One SAE cannot agree with itself" in (tmp_path / "one" / "report.md").read_text()

@@ -340,6 +340,18 @@ def test_a_dry_run_of_a_suite_with_a_recipe_trains_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_lists_the_cells_of_what_is_there(tmp_path, capsys):
+    trained = {"name": "small", "model": {"task": {"op": "add", "p": 11}}, "hooks": ["resid_post"]}
+    models = [trained, {"model": "add-p59-0", "hooks": ["resid_post"]}]
+    given = {key: value for key, value in SUITE.items() if key not in ("model", "hooks")}
+    suite = SuiteConfig.parse({**given, "models": models})
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "would be trained first" in printed
+    assert printed.count("missing ") == 1 + len(SUITE["entries"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_changed_recipe_is_another_model(tmp_path, capsys):
     for p in (11, 13):
         suite = SuiteConfig.parse({**SUITE, "model": {"task": {"op": "add", "p": p}}})

@@ -102,6 +102,11 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, sou
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
+    others = {str(sae.meta["model_name"]) for sae in saes if sae.meta.get("model_name")} - {checked.name}
+    if others:
+        warnings.warn(
+            f"the SAEs say they were trained on {', '.join(sorted(others))}, not {checked.name}", stacklevel=3
+        )
     width = activations.x.shape[1]
     for sae in saes:
         if sae.d_out != width:

@@ -1,6 +1,8 @@
 """Activations of any TransformerLens model, brought into a store. (docs/method.md §Activation stores)"""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,6 +124,11 @@ def open_subject(reference: str, device: str) -> Subject:
     the network or a filled cache. Raises HusaiError if it cannot be opened.
     """
     path = Path(reference)
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints what it moves where
+        return _opened(reference, path, device)
+
+
+def _opened(reference: str, path: Path, device: str) -> Subject:
     if (path / CONFIG).is_file():
         return Subject(_from_folder(path, device), path.resolve().name)
     if path.exists() or reference in reference_names():

@@ -114,6 +114,33 @@ def compile_and_report(config: CompiledConfig, out: Path) -> int:
     return 0 if report.passed else 1
 
 
+def _absent(subject: Subject, place: str | None) -> bool:
+    """Whether a model must be made before anything can be trained on it."""
+    return isinstance(subject.model, Recipe) and place is not None and not finished(Path(place))
+
+
+def _list_cells(suite: SuiteConfig, results: Path, runs: Path, *, allow_unverified: bool) -> int:
+    """Say which cells are finished. Cells of a model that is not there yet have no identity; the model is named instead."""
+    there: list[Subject] = []
+    for subject in suite.subjects:
+        place = model_place(subject, suite.name, runs)
+        if _absent(subject, place):
+            how = "compiled" if isinstance(subject.model, CompiledConfig) else "trained"
+            say(f"missing  {place}: the model would be {how} first")
+        else:
+            there.append(subject)
+    if not there:
+        return 0
+    left = suite.model_copy(update={"model": None, "hooks": (), "models": tuple(there)})
+    places = [model_place(subject, suite.name, runs) for subject in there]
+    planned, _ = plan(left, places, runs, allow_unverified=allow_unverified)
+    known = recorded_ids(results)
+    for job in planned:
+        done = job.cell.run_id in known or finished(Path(job.folder))
+        say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.title}")
+    return 0
+
+
 def run_suite(
     suite: SuiteConfig,
     results: Path,
@@ -134,23 +161,14 @@ def run_suite(
     shown = shown or results
     start = time.perf_counter()
     places = [model_place(subject, suite.name, runs) for subject in suite.subjects]
+    if dry_run:
+        return _list_cells(suite, results, runs, allow_unverified=allow_unverified)
     for subject, place in zip(suite.subjects, places, strict=True):
-        if isinstance(subject.model, Recipe) and place and not finished(Path(place)):
-            if dry_run:
-                how = "compiled" if isinstance(subject.model, CompiledConfig) else "trained"
-                say(f"missing  {place}: the model would be {how} first")
-                return 0
-            if not _make_model(subject, Path(place), allow_unverified, device, tracking):
-                return 1
+        if _absent(subject, place) and not _make_model(subject, Path(str(place)), allow_unverified, device, tracking):
+            return 1
     planned, gates = plan(
         suite, places, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
     )
-    if dry_run:
-        known = recorded_ids(results)
-        for job in planned:
-            done = job.cell.run_id in known or finished(Path(job.folder))
-            say(f"{'finished' if done else 'missing '} {job.cell.run_id} {job.title}")
-        return 0
     names = ", ".join(dict.fromkeys(job.model_name for job in planned))
     cells, seeds = plural(len(planned), "cell"), plural(len(suite.init_seeds), "seed")
     say(f"Suite {suite.name}: {cells} of {seeds} on {names}")

@@ -24,7 +24,7 @@ from husai.recurrent.walks import Walks
 from husai.sae.architecture import Losses
 from husai.sae.architectures import architecture_of
 from husai.sae.batches import Batches, StoreBatches
-from husai.sae.guide import Guide
+from husai.sae.guide import Guide, known_of
 from husai.sae.health import assess
 from husai.sae.known import Beside, Known, KnownOfStore
 from husai.sae.params import Params
@@ -358,3 +358,18 @@ def test_run_ids_without_these_terms_are_what_they_were():
     dumped = SAETrainingConfig().model_dump(mode="json")
     assert not {"probe", "probe_labels", "temporal"} & set(dumped)
     assert SAETrainingConfig(probe=0.5).model_dump(mode="json")["probe"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        Known(torch.zeros(3, dtype=torch.long)),
+        Known(torch.full((64,), -1)),
+        Known(None, torch.zeros(5, dtype=torch.long)),
+    ],
+    ids=["too few labels", "a negative label", "too few predecessors"],
+)
+def test_what_is_known_must_be_one_a_sample(known):
+    recipe = SAETrainingConfig(batch_size=8, probe=1.0 if known.labels is not None else 0.0, temporal=1.0)
+    with pytest.raises(HusaiError, match="there must be one a sample"):
+        known_of(torch.randn(64, 4), known, recipe, fresh=False)

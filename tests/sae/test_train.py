@@ -38,7 +38,7 @@ from husai.sae.params import Params, init_params, pre_activations
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation
 from husai.sae.topk import TopK
-from husai.sae.train import clip_each, train_saes
+from husai.sae.train import Trainer, clip_each, train_saes
 from husai.seeding import generator
 
 # Far too many latents for five sources, so that AuxK and resampling have work to do.
@@ -872,3 +872,12 @@ def test_constant_norm_gives_back_what_it_took(x):
     torch.testing.assert_close(dictionary.decode(codes[0]), inner.decode(made.params, codes)[0] * sizes)
     with pytest.raises(HusaiError, match=r"5 codes .* but the samples encoded last are 600"):
         dictionary.decode(codes[0, :5])
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(x):
+    """Its loss may be finite still."""
+    trainer = Trainer(x, recipe(KINDS["relu unit"]))
+    done = trainer.advance()
+    trainer.grad_norm = torch.full((1,), torch.inf)
+    with pytest.raises(HusaiError, match="gradient is not finite at step 1"):
+        trainer.log(done, 0.1)

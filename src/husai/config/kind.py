@@ -12,8 +12,8 @@ class BaseSAEConfig(Config, ABC):
     """What every architecture has.
 
     signed_codes: whether codes may be negative, so that an atom's sign means nothing. fitted: whether it is solved for at
-    once, without gradient steps. fixed_decoder: whether its atoms stay as they were drawn. own_width: whether d_sae is not
-    taken over from the config of another architecture. paired: whether it reconstructs another activation (the target) than
+    once, without gradient steps. fixed_decoder: whether its atoms stay as they were drawn. own_width: whether d_sae and k are
+    not taken over from the config of another architecture. paired: whether it reconstructs another activation (the target) than
     the one it encodes. skip: whether a linear map of its input is added to the reconstruction.
     """
 

@@ -313,7 +313,7 @@ class SAEConfig(Config):
         data, known = read_yaml(path), SAE_CONFIGS.get(architecture, RegisteredConfig).model_fields
         given = data.get("sae")
         if SAE_CONFIGS.get(architecture, RegisteredConfig).own_width:
-            known = {key: value for key, value in known.items() if key != "d_sae"}
+            known = {key: value for key, value in known.items() if key not in ("d_sae", "k")}
         kept = {key: value for key, value in (given if isinstance(given, dict) else {}).items() if key in known}
         data["sae"] = kept | {"architecture": architecture}
         return cls.parse(override(data, overrides), f"{path} as {architecture} {' '.join(overrides)}".rstrip())

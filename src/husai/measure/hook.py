@@ -35,7 +35,8 @@ class Hook:
     symmetry. answers: what they are the answer of, where there is truth. families: the functions that codes are read
     against. task: the grid or the walks, if the samples are of a model. site: the rest of that model. turning: the true
     planes that it follows, and rotation_true: how far it does. fresh: further samples, where SAEs train on no fixed ones.
-    source: what dictionaries encode, row by row, where it is not x but x is what they reconstruct (transcoders).
+    source: what dictionaries encode, row by row, where it is not x but x is what they reconstruct (transcoders). stands_in:
+    whether x are other samples than the truth is of.
     """
 
     x: Float[Tensor, "samples d"]
@@ -50,6 +51,7 @@ class Hook:
     rotation_true: float = float("nan")
     fresh: Fresh | None = None
     source: Float[Tensor, "samples d_in"] | None = None
+    stands_in: bool = False
 
     @property
     def encoded(self) -> Float[Tensor, "samples d_in"]:
@@ -95,7 +97,12 @@ class Hook:
 
     @property
     def known(self) -> Known:
-        """Labels of the samples and their order in time: a task's answers, a circle's, or the strongest planted atom."""
+        """Labels of the samples and their order in time: a task's answers, a circle's, or the strongest planted atom.
+
+        Of samples that stand in for others nothing is known.
+        """
+        if self.stands_in:
+            return Known()
         if self.task is not None:
             return Known.of(self.task)
         if self.planted is not None:
@@ -110,7 +117,7 @@ class Hook:
 
     def with_samples(self, x: Float[Tensor, "samples d"]) -> "Hook":
         """Other samples beside the same truth; the rest of the model keeps the ones it was given."""
-        return replace(self, x=x, fresh=None)
+        return replace(self, x=x, fresh=None, stands_in=True)
 
     def describe(self) -> dict[str, Any]:
         """The truth as plain data."""

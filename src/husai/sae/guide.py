@@ -38,6 +38,13 @@ def known_of(
             f"training.probe_labels: '{recipe.probe_labels}' names a column of a store; these samples are none"
         )
     known = given or Known()
+    for name in ("labels", "before"):
+        told, least = getattr(known, name), 0 if name == "labels" else -1
+        if told is not None and (len(told) != len(x) or int(told.min()) < least):
+            raise HusaiError(
+                f"training.{asked}: {name} are {len(told)} for {len(x)} samples, from {int(told.min())}; there must be one a "
+                f"sample, from {least}"
+            )
     if recipe.probe and known.labels is None:
         raise HusaiError("training.probe: nobody knows labels of these samples; train on a model's grid or on a store")
     if recipe.temporal and known.before is None:

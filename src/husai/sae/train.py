@@ -245,6 +245,8 @@ class Trainer:
             rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms, timing=timing))
         if not all(row.loss < float("inf") for row in rows):
             raise self.diverged("loss is")
+        if not all(row.grad_norm < float("inf") for row in rows):
+            raise self.diverged("gradient is")
         return rows
 
     def diverged(self, what: str) -> HusaiError:

@@ -8,13 +8,14 @@ from husai.analysis.convergence import has_converged
 from husai.analysis.stats import Interval
 from husai.config import SAEConfig
 from husai.errors import HusaiError
-from husai.measure import Measurement
+from husai.measure import Measurement, verdict
 from husai.sae.health import ADVICE, Health, dead_advice
 from husai.sae.pairs import split
 from husai.sae.train import TrainedSAEs
 from husai.single.source import Source
 from husai.stores import Store
 
+ROUNDING = 1e-4  # shares that differ by less are equal
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls
 
 
@@ -166,10 +167,10 @@ def report(
             missed.append(Check("fourier_overlap", "", "", "missed", advice))
     names = ", ".join(check.name for check in missed)
     observations = f"Missed: {names}." if missed else "Every criterion is met."
-    next_steps = (
-        "\n".join(f"- {ADVICE[check.advice]}" for check in missed)
-        or "- Train more seeds and compare them (`husai sweep`)."
+    further = (
+        "Compare them with others (`husai compare`)." if len(config.init_seeds) > 1 else "Train more seeds (`--seeds`)."
     )
+    next_steps = "\n".join(f"- {ADVICE[check.advice]}" for check in missed) or f"- {further}"
     return f"""{head(config, source, steps)}
 ## Training Metrics
 
@@ -183,6 +184,10 @@ def report(
 
 {fourier}
 
+## Agreement
+
+{agreement_lines(end)}
+
 ## Observations
 
 {observations}
@@ -191,6 +196,13 @@ def report(
 
 {next_steps}
 """
+
+
+def agreement_lines(end: Measurement) -> str:
+    """What the seeds share, beside chance."""
+    if "pwmcc" not in end.matrices:
+        return "One SAE cannot agree with itself; train several (`--seeds`)."
+    return f"{verdict(end)} Each rung of chance is drawn a few times only; a suite (`husai sweep`) takes more draws."
 
 
 def skip_line(metrics: dict[str, Any]) -> str:
@@ -208,7 +220,7 @@ def _overlap_lines(metrics: dict[str, Any], end: Measurement) -> str:
     plain = end.value("fourier_overlap_unweighted").mean  # as nulls are, which have no codes to weigh atoms by
     names = ("ambient", "untrained", "data", "data_points")
     nulls = ", ".join(f"{name} {metrics[f'fourier_overlap_{name}']:.3f}" for name in names)
-    above = [name for name in names if plain > metrics[f"fourier_overlap_{name}"]]
+    above = [name for name in names if plain > metrics[f"fourier_overlap_{name}"] + ROUNDING]
     beyond = "data" in above and "data_points" in above
     reading = "more than" if beyond else "no more than"
     return (
