@@ -9,6 +9,7 @@ import husai
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.nulls import CODED_NULLS, PURSUED_NULLS
 from husai.errors import HusaiError
+from husai.sae.callables import of_callables
 from husai.sae.dictionary import Dictionary
 
 
@@ -158,6 +159,32 @@ def functions(sae):
 def test_functions_that_do_not_fit_are_a_sentence(model, trained, parts, message):
     with pytest.raises(HusaiError, match=message):
         husai.score(**{**functions(trained[0]), **parts}, model=model, hook="resid_post")
+
+
+def test_a_dictionary_and_its_twin_of_other_signs_are_one_where_codes_have_signs(model):
+    atoms = random_atoms(48, 128, 4)
+
+    def made(sign, floor):
+        def encode(x):
+            return (sign * x @ atoms.T).clamp(min=floor)
+
+        return encode, lambda codes: sign * codes @ atoms, sign * atoms
+
+    def agreement(floor, **told):
+        encode, decode, W_dec = zip(made(1, floor), made(-1, floor), strict=True)
+        parts = {"encode": list(encode), "decode": list(decode), "W_dec": list(W_dec)}
+        return float(husai.score(**parts, model=model, hook="resid_post", **told)["pwmcc"])
+
+    assert agreement(-1e9) == pytest.approx(1, abs=1e-5), "codes are negative"
+    assert agreement(0.0) < 0.5
+    assert agreement(0.0, signed_codes=True) == pytest.approx(1, abs=1e-5), "codes may be negative elsewhere"
+    pair = [of_callables(*made(sign, -1e9)) for sign in (1, -1)]
+    assert float(husai.compute_pwmcc(*pair, model)) == pytest.approx(1, abs=1e-5)
+    assert float(husai.compute_pwmcc(*pair)) < 0.5, "without samples nothing is known of codes"
+    told = [of_callables(*made(sign, 0.0), signed_codes=True) for sign in (1, -1)]
+    assert float(husai.compute_pwmcc(*told)) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(HusaiError, match="signed_codes is said of encode, decode and W_dec"):
+        husai.score(told[0], model, signed_codes=True)
 
 
 def test_score_says_what_is_missing(model, trained):

@@ -284,6 +284,14 @@ def test_signs_of_atoms_do_not_count_where_codes_have_signs():
     assert compare(pair, ["a", "b"], draws=2).measures["pwmcc"].interval.mean == pytest.approx(1)
     unsigned = [Dictionary(one.W_dec, one.encode, one.decode) for one in pair]
     assert compare(unsigned, ["a", "b"], draws=2).measures["pwmcc"].interval.mean < 0.7
+    x = directions(40, D, 1)
+    turned = [
+        Dictionary(rows, lambda x, rows=rows: x @ rows.T, lambda f, rows=rows: f @ rows) for rows in (atoms, -atoms)
+    ]
+    for pair, agree in ((turned, True), (unsigned, False)):
+        found = compare(pair, ["a", "b"], Samples([x, x], x), draws=2).measures
+        for name in ("pwmcc", "activation_matching"):
+            assert (found[name].interval.mean > 0.999) == agree, "negative codes say that atoms have no sign"
 
 
 def test_a_transcoder_on_a_store_has_live_atoms_but_no_null_of_data(tmp_path):

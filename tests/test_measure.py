@@ -686,9 +686,11 @@ def test_atoms_of_signed_codes_are_compared_by_magnitude_and_nulls_too(ensembles
         assert signed.value("pwmcc", null).mean == pytest.approx(by_hand[:, *np.triu_indices(SEEDS, 1)].mean())
     table = atom_table(Members.of(turned, hook), ensembles[150], hook)
     assert table["match_mean"].min() >= 0
-    # without being told that codes are signed, the turned atoms find no partners
-    ignorant = [flipped(dictionary, False) if place == 1 else dictionary for place, dictionary in enumerate(made)]
-    misread = measure(Members.of(ignorant, hook), hook, ANALYSIS, final=True, untrained=untrained)
+    # negative codes say so themselves; were they taken for unsigned, the turned atoms would find no partners
+    untold = [flipped(dictionary, False) if place == 1 else dictionary for place, dictionary in enumerate(made)]
+    known = Members.of(untold, hook)
+    assert known.signed
+    misread = measure(replace(known, signed=False), hook, ANALYSIS, final=True, untrained=untrained)
     assert misread.value("pwmcc").mean < signed.value("pwmcc").mean - 0.05
 
 

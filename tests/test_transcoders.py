@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import husai
 from husai import single
@@ -19,7 +20,7 @@ from husai.config import (
 )
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, measure
-from husai.sae.dictionary import SAEEnsemble
+from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.params import Params
 from husai.sae.weights import load_sae, save_sae
 from husai.stores import StoreWriter
@@ -103,6 +104,72 @@ def test_the_command_says_from_where_to_where_it_scores(own, tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["sae", "score", str(tmp_path / "mlp"), "--model", "add-p59-0"])
     assert f"transcoder, 512 latents, on add-p59-0 at {READS} to {WRITES}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def of_sparsify(folder, own):
+    """The model's own MLP as sparsify saves a transcoder with all its latents active: it names no hook."""
+    folder.mkdir()
+    weights = {name: value[0].contiguous() for name, value in own.params.items()}
+    tensors = {"encoder.weight": weights["W_enc"].T.contiguous(), "encoder.bias": weights["b_enc"]}
+    save_file(tensors | {name: weights[name] for name in ("W_dec", "b_dec")}, folder / "sae.safetensors")
+    n = len(weights["b_enc"])
+    stated = {"activation": "topk", "k": n, "num_latents": n, "d_in": 128, "transcode": True}
+    (folder / "cfg.json").write_text(json.dumps(stated))
+    return folder
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, " ".join(printed.err.split())
+
+
+def test_a_transcoder_that_names_no_hooks_is_told_them(model, own, tmp_path, capsys):
+    mlp = of_sparsify(tmp_path / "mlp", own)
+    found = husai.score(load_sae(mlp), model, "mlp_out", source_hook="resid_mid")
+    assert float(found["explained_variance"]) == pytest.approx(1, abs=1e-5)
+    code, out, _ = run(
+        capsys, "sae", "score", mlp, "--model", "add-p59-0", "--hook", "mlp_out", "--source-hook", "resid_mid"
+    )
+    assert code == 0
+    assert "at resid_mid to mlp_out" in out.replace("\n", " ")
+    other = of_sparsify(tmp_path / "other", own)
+    where = ("--model", "add-p59-0", "--hook", "mlp_out", "--source-hook", "resid_mid")
+    code, out, _ = run(capsys, "compare", mlp, other, *where, "--draws", 1, "--json")
+    assert code == 0
+    assert json.loads(out)["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
+    with pytest.raises(HusaiError, match=r"at which hook it reads; .* or name it \(--source-hook\)"):
+        husai.score(load_sae(mlp), model, "mlp_out")
+    with pytest.raises(HusaiError, match="does not say which hook it reconstructs"):
+        husai.score(load_sae(mlp), model, source_hook="resid_mid")
+    save_sae(own, 0, tmp_path / "named", META)
+    with pytest.raises(HusaiError, match=f"source hook embed: the transcoder reads {READS}"):
+        husai.score(load_sae(tmp_path / "named"), model, source_hook="embed")
+    plain = Dictionary(torch.eye(128), lambda x: x, lambda codes: codes)
+    with pytest.raises(HusaiError, match="source hook embed: only transcoders have one"):
+        husai.score(plain, model, "resid_post", source_hook="embed")
+
+
+def test_a_transcoder_is_scored_on_stores_whose_rows_are_pairs(own, sides, tmp_path, capsys):
+    mlp = of_sparsify(tmp_path / "mlp", own)
+    into, out_of = store(tmp_path / "in", sides[0], READS), store(tmp_path / "out", sides[1], WRITES)
+    pair = ("--shard-dir", into, "--target-shard-dir", out_of)
+    code, out, _ = run(capsys, "sae", "score", mlp, *pair, "--json")
+    assert code == 0
+    assert json.loads(out)["explained_variance"]["value"] == pytest.approx(1, abs=1e-5)
+    save_sae(own, 0, tmp_path / "named", META | {"hook_name_out": READS})
+    fewer = store(tmp_path / "fewer", sides[1], WRITES, rows=600)
+    for arguments, message in (
+        ((mlp, "--shard-dir", into), "needs that of its targets (--target-shard-dir), or a model"),
+        ((tmp_path / "named", *pair), f"was trained on {READS}, but {out_of} is of {WRITES}"),
+        ((mlp, "--shard-dir", into, "--target-shard-dir", fewer), "rows must be pairs, shard by shard"),
+        ((mlp, "--model", "add-p59-0", "--target-shard-dir", out_of), "stands beside --shard-dir"),
+        ((mlp, *pair, "--source-hook", "resid_mid"), "say how a model is read"),
+    ):
+        code, _, said = run(capsys, "sae", "score", *arguments)
+        assert code == 2
+        assert message in said
 
 
 # --- husai sae train ---

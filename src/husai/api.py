@@ -77,11 +77,11 @@ class Read(NamedTuple):
     sources: list[Float[Tensor, "samples d_in"] | None]
 
 
-def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> Read:
+def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, source_hook: str | None = None) -> Read:
     """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
-    A model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name
-    another hook than `hook`, or different ones.
+    source_hook: what transcoders encode that do not say it. A model that fails the gate is measured against all the same,
+    with a warning. Raises HusaiError if the SAEs name another hook than `hook` (or source_hook), or different ones.
     """
     if isinstance(model, LoadedModel):
         loaded = model
@@ -92,6 +92,12 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> 
         warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
     keys = [(sae, "hook_name_out" if sae.paired else "hook_name") for sae in saes]
     named = {str(sae.meta[key]) for sae, key in keys if sae.meta.get(key)}
+    if source_hook is not None and not any(sae.paired for sae in saes):
+        raise HusaiError(
+            f"source hook {source_hook}: only transcoders have one; these SAEs reconstruct what they encode"
+        )
+    if hook is None and not named and any(sae.paired for sae in saes):
+        raise HusaiError("the transcoder: does not say which hook it reconstructs; name it (--hook, such as mlp_out)")
     wanted = hook or (named.copy().pop() if named else "resid_post")
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
@@ -107,17 +113,25 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary) -> 
             raise HusaiError(
                 f"hook {wanted}: has {width} dimensions, but the SAE has {sae.d_out}; it belongs to another model"
             )
-    return Read(activations, checked, [_source(sae, checked, loaded) for sae in saes])
+    return Read(activations, checked, [_source(sae, checked, loaded, source_hook) for sae in saes])
 
 
-def _source(sae: Dictionary, model: Model, loaded: LoadedModel) -> Float[Tensor, "samples d_in"] | None:
-    """What a transcoder encodes; None of an SAE."""
+def _source(
+    sae: Dictionary, model: Model, loaded: LoadedModel, given: str | None
+) -> Float[Tensor, "samples d_in"] | None:
+    """What a transcoder encodes, at the given hook or the one that it says; None of an SAE."""
     if not sae.paired:
         return None
-    name = sae.meta.get("hook_name")
+    stated = sae.meta.get("hook_name")
+    name = given or stated
     if not name:
-        raise HusaiError("the transcoder: does not say at which hook it reads; its metadata need a hook_name")
-    x = extract(model, loaded.task, str(name)).x
+        raise HusaiError(
+            "the transcoder: does not say at which hook it reads; its metadata need a hook_name, or name it (--source-hook)"
+        )
+    read = extract(model, loaded.task, str(name))
+    if given and stated and read.hook != stated:
+        raise HusaiError(f"source hook {given}: the transcoder reads {stated}; score it there")
+    x = read.x
     if x.shape[1] != sae.d_in:
         raise HusaiError(
             f"hook {name}: has {x.shape[1]} dimensions, but the transcoder reads {sae.d_in}; it belongs to another model"
@@ -133,46 +147,54 @@ def score(
     encode: Function | Sequence[Function] | None = None,
     decode: Function | Sequence[Function] | None = None,
     W_dec: Array | Sequence[Array] | None = None,
+    signed_codes: bool = False,
+    source_hook: str | None = None,
 ) -> dict[str, Score]:
     """Every score that SAEs have at one hook, by name: fit, recovery and causal figures beside their nulls.
 
     sae: one dictionary, or several seeds of one kind, whose agreement is then scored too and whose other scores are means.
     In its place encode, decode and W_dec may stand, plain functions of NumPy arrays or torch tensors as `of_callables`
-    takes them, each of them one or a list with an entry a seed. model: what `load_model` returned or takes. hook: by
-    default the one that the SAEs were trained on, of functions resid_post. Raises HusaiError for a hook without truth, if
-    no latent fires, if the hook is not the SAEs', and as `of_callables`. (docs/method.md, docs/bring_your_own.md)
+    takes them, each of them one or a list with an entry a seed, and signed_codes: whether codes may be negative. model: what
+    `load_model` returned or takes. hook: by default the one that the SAEs were trained on, of functions resid_post.
+    source_hook: what a transcoder encodes that does not say it. Raises HusaiError for a hook without truth, if no latent
+    fires, if the hooks are not the SAEs', and as `of_callables`. (docs/method.md, docs/bring_your_own.md)
     """
     if model is None:
         raise HusaiError("score: needs a model, what load_model returned or takes, such as 'add-p113-0'")
     given = (encode, decode, W_dec)
     if (sae is None) == all(part is None for part in given):
         raise HusaiError("score: takes SAEs (of load_sae), or encode, decode and W_dec, and not both")
-    saes = _of_functions(*given) if sae is None else [sae] if isinstance(sae, Dictionary) else list(sae)
+    if sae is not None and signed_codes:
+        raise HusaiError("score: signed_codes is said of encode, decode and W_dec; SAEs know it themselves")
+    saes = _of_functions(*given, signed_codes) if sae is None else [sae] if isinstance(sae, Dictionary) else list(sae)
     if not saes:
         raise HusaiError("score: the list of SAEs is empty")
-    return scores_of(measured(saes, load_model(model) if isinstance(model, str) else model, hook))
+    return scores_of(measured(saes, load_model(model) if isinstance(model, str) else model, hook, source_hook))
 
 
-def _of_functions(encode: Any, decode: Any, W_dec: Any) -> list[Dictionary]:
+def _of_functions(encode: Any, decode: Any, W_dec: Any, signed_codes: bool) -> list[Dictionary]:
     """One dictionary a seed. Raises HusaiError if one of the three is missing, or lists are of different lengths."""
     parts = {"encode": encode, "decode": decode, "W_dec": W_dec}
     if missing := [name for name, part in parts.items() if part is None]:
         raise HusaiError(f"score: {', '.join(missing)} is missing; encode, decode and W_dec belong together")
     lists = {name: part for name, part in parts.items() if isinstance(part, list | tuple)}
     if not lists:
-        return [of_callables(encode, decode, W_dec)]
+        return [of_callables(encode, decode, W_dec, signed_codes=signed_codes)]
     lengths = {name: len(part) if name in lists else "one alone" for name, part in parts.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise HusaiError(f"score: encode, decode and W_dec must be lists of equal length, one entry a seed; got {told}")
-    return [of_callables(*one, f"SAE {i}") for i, one in enumerate(zip(encode, decode, W_dec, strict=True))]
+    triples = enumerate(zip(encode, decode, W_dec, strict=True))
+    return [of_callables(*one, f"SAE {i}", signed_codes=signed_codes) for i, one in triples]
 
 
-def measured(saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None) -> Measurement:
+def measured(
+    saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None, source_hook: str | None = None
+) -> Measurement:
     """All figures of SAEs at one hook of a model, those of each and those over all. Raises as `score`."""
-    read = read_at(model, hook, *saes)
+    read = read_at(model, hook, *saes, source_hook=source_hook)
     find_truth(read.activations)
-    if len({sae.meta.get("hook_name") if sae.paired else None for sae in saes}) > 1:
+    if len({source_hook or sae.meta.get("hook_name") if sae.paired else None for sae in saes}) > 1:
         raise HusaiError("score: SAEs that encode different activations (transcoders, say) are scored one by one")
     return measured_at(saes, replace(Hook.of(read.activations, read.model), source=read.sources[0]))
 
@@ -219,16 +241,21 @@ def compute_pwmcc(
     """Mean signed cosine of the two decoders under their optimal one-to-one matching; |cosine| if codes are signed.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
-    Without one every atom counts, and only `ambient` can be drawn. hook: by default the one the SAEs were trained on.
-    (docs/method.md §Stability)
+    Without one every atom counts, only `ambient` can be drawn, and codes are signed only if an SAE says so. hook: by default
+    the one the SAEs were trained on. (docs/method.md §Stability)
     """
     first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
+    signed = sae1.signed_codes or sae2.signed_codes
     x = first
     if model is not None:
         read, names = read_at(model, hook, sae1, sae2), DRAWN_NULLS
-        x, sources = read.activations.x, zip((sae1, sae2), read.sources, strict=True)
-        first, second = (sae.atoms[evaluate_fit(sae, x, source=source).live] for sae, source in sources)
-    nulls, signed = {}, sae1.signed_codes or sae2.signed_codes
+        x, live = read.activations.x, []
+        for sae, source in zip((sae1, sae2), read.sources, strict=True):
+            codes = sae.encode(x if source is None else source)
+            signed = signed or sae.is_signed(codes)
+            live.append(sae.atoms[evaluate_fit(sae, x, codes, source=source).live])
+        first, second = live
+    nulls = {}
     for null in names:
         draw = sampler(null, x)
         streams = [generator(f"api-{null}", r) for r in range(DRAWS)]

@@ -53,7 +53,9 @@ class Cell:
     @property
     def title(self) -> str:
         kind, (name, value) = self.config.sae, self.config.sae.sparsity
-        return f"{self.hook.removeprefix('blocks.')} {kind.architecture} d_sae={kind.d_sae} {name}={value:g}"
+        return f"{self.hook.removeprefix('blocks.')} {kind.architecture} d_sae={kind.d_sae}" + (
+            "" if name == "d_sae" else f" {name}={value:g}"
+        )
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,16 @@ class Comparison:
 
 
 class Live(NamedTuple):
-    """atoms, encoders: unit rows of live latents, and codes: theirs on the kept samples; None where there are none."""
+    """atoms, encoders: unit rows of live latents, and codes: theirs on the kept samples; None where there are none.
+
+    signed: whether codes are, as it says or on any sample.
+    """
 
     atoms: Float[Tensor, "n d_out"]
     encoders: Float[Tensor, "n d_in"] | None
     codes: Float[Tensor, "kept n"] | None
     l0: float
+    signed: bool
 
 
 def compare(
@@ -142,7 +146,7 @@ def compare(
     progress("live atoms")
     sources = [None] * len(saes) if samples is None else samples.sources
     live = [_live(sae, name, x, kept) for sae, name, x in zip(saes, names, sources, strict=True)]
-    signed = any(sae.signed_codes for sae in saes)
+    signed = any(one.signed for one in live)
     atoms, encoders = [one.atoms for one in live], [one.encoders for one in live if one.encoders is not None]
     progress("pairs")
     found = stability(atoms, encoders if len(encoders) == len(live) else None, abs=signed)
@@ -228,7 +232,7 @@ def _kept(rows: int, atoms: int) -> Int[Tensor, "kept"]:
 
 def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> Live:
     """Raises HusaiError if no latent is live, or for NaN among the samples or codes."""
-    alive, codes, l0 = sae.W_dec.norm(dim=1) > 0, None, 0.0
+    alive, codes, l0, signed = sae.W_dec.norm(dim=1) > 0, None, 0.0, sae.signed_codes
     if not bool(alive.any()):
         raise HusaiError(f"{name}: all its atoms are dead; every decoder row is 0")
     if x is not None and kept is not None:
@@ -239,6 +243,7 @@ def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> 
             part = sae.encode(x[start : start + PART])
             if not bool(part.isfinite().all()):
                 raise HusaiError(f"{name}: gives codes that are NaN or infinite")
+            signed = signed or sae.is_signed(part)
             fires |= (part != 0).any(0)
             active += int((part != 0).sum())
             some.append(part[kept[(kept >= start) & (kept < start + PART)] - start])
@@ -247,7 +252,7 @@ def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> 
             raise HusaiError(f"{name}: all its atoms are dead; none fires on any of the {len(x)} activations")
         codes, l0 = torch.cat(some)[:, alive], active / len(x)
     encoders = None if sae.W_enc is None else F.normalize(sae.W_enc.float(), dim=1)[alive]
-    return Live(sae.atoms[alive], encoders, codes, l0)
+    return Live(sae.atoms[alive], encoders, codes, l0, signed)
 
 
 def _activations(live: Sequence[Live], x: Tensor | None, signed: bool, draws: int) -> Measured:

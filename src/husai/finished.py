@@ -12,8 +12,9 @@ from husai.measure import Hook, Measurement
 from husai.runs import load_model, reason
 from husai.sae.dictionary import Dictionary
 from husai.sae.formats import sae_folders
+from husai.sae.pairs import Pairs
 from husai.sae.weights import load_sae
-from husai.stores import open_store, sample_rows
+from husai.stores import Store, open_store, sample_rows
 
 TABLE = "scores.csv"
 
@@ -34,9 +35,12 @@ def score_folders(
     *,
     op: str | None = None,
     shard_dir: Path | None = None,
+    source_hook: str | None = None,
+    target_shard_dir: Path | None = None,
 ) -> Scored:
     """Score finished SAEs at a hook of a model, or, where there is no truth to be had, on a store of activations.
 
+    source_hook, target_shard_dir: what transcoders encode that do not say it, and the store of what they reconstruct.
     Several SAEs are scored one by one and for their agreement. Raises HusaiError for what cannot be read or does not belong
     together, and as `husai.score`.
     """
@@ -44,22 +48,48 @@ def score_folders(
     saes = [load_sae(folder) for folder in folders]
     if (model is None) == (shard_dir is None):
         raise HusaiError("sae score: needs a model (--model) or a store of activations (--shard-dir), one of them")
+    if shard_dir is None and target_shard_dir is not None:
+        raise HusaiError("sae score: --target-shard-dir stands beside --shard-dir, not beside a model")
+    if model is None and (hook is not None or source_hook is not None):
+        raise HusaiError("sae score: --hook and --source-hook say how a model is read; a store holds one hook")
     if model is not None:
-        measurement = measured(saes, load_model(model, op), hook)
+        measurement = measured(saes, load_model(model, op), hook, source_hook)
     else:
         assert shard_dir is not None
-        store = open_store(shard_dir)
-        store.verify()
-        for folder, sae in zip(folders, saes, strict=True):
-            if sae.paired:
-                raise HusaiError(f"{folder}: is a transcoder; it is scored on a model (--model)")
-            if sae.d_in != store.d:
-                raise HusaiError(f"{folder}: has {sae.d_in} dimensions, but {shard_dir} has {store.d}")
-            there, wanted = sae.meta.get("hook_name"), store.of.get("hook_name")
-            if there and wanted and there != wanted:
-                raise HusaiError(f"{folder}: was trained on {there}, but {shard_dir} is of {wanted}")
-        measurement = measured_at(saes, Hook(sample_rows(store)))
+        measurement = measured_at(saes, _hook_of(folders, saes, shard_dir, target_shard_dir))
     return Scored(folders, saes, measurement, scores_of(measurement))
+
+
+def _hook_of(
+    folders: Sequence[Path], saes: Sequence[Dictionary], shard_dir: Path, target_shard_dir: Path | None
+) -> Hook:
+    """Rows of a store, or of two that are pairs. Raises HusaiError if they are not what every SAE takes."""
+    store, target = open_store(shard_dir), None if target_shard_dir is None else open_store(target_shard_dir)
+    for folder, sae in zip(folders, saes, strict=True):
+        if sae.paired and target is None:
+            raise HusaiError(
+                f"{folder}: is a transcoder; beside the store of what it encodes it needs that of its targets "
+                "(--target-shard-dir), or a model (--model)"
+            )
+        if not sae.paired and target is not None:
+            raise HusaiError(f"{folder}: reconstructs what it encodes; leave out --target-shard-dir")
+        _require_of(folder, store, sae.d_in, sae.meta.get("hook_name"))
+        if target is not None:
+            _require_of(folder, target, sae.d_out, sae.meta.get("hook_name_out"))
+    if target is not None:
+        Pairs(store, target)
+        target.verify()
+    store.verify()
+    x = sample_rows(store)
+    return Hook(x) if target is None else Hook(sample_rows(target), source=x)
+
+
+def _require_of(folder: Path, store: Store, width: int, stated: object) -> None:
+    if width != store.d:
+        raise HusaiError(f"{folder}: has {width} dimensions, but {store.folder} has {store.d}")
+    there = store.of.get("hook_name")
+    if stated and there and stated != there:
+        raise HusaiError(f"{folder}: was trained on {stated}, but {store.folder} is of {there}")
 
 
 def write_scores(scored: Scored, out: Path) -> Path:

@@ -26,13 +26,19 @@ class Samples(NamedTuple):
     truth: GroundTruth | None = None
 
 
-def samples_of_model(saes: Sequence[Dictionary], names: Sequence[str], model: LoadedModel, hook: str | None) -> Samples:
-    """The grid at the hook, by default the one that the SAEs were trained on.
+def samples_of_model(
+    saes: Sequence[Dictionary],
+    names: Sequence[str],
+    model: LoadedModel,
+    hook: str | None,
+    source_hook: str | None = None,
+) -> Samples:
+    """The grid at the hook, by default the one that the SAEs were trained on. source_hook: what transcoders encode.
 
     Raises HusaiError if SAEs say that they are of another model or hook, or are of another width.
     """
     _require_same_of(saes, names, "model_name", model.model.name)
-    read = read_at(model, hook, *saes)
+    read = read_at(model, hook, *saes, source_hook=source_hook)
     x, truth = read.activations.x, None
     if not any(sae.paired for sae in saes):
         with suppress(HusaiError):  # a hook without any Fourier family has none

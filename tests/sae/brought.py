@@ -52,6 +52,13 @@ def curved(sae, x):
     return (torch.tanh(x) @ sae.W_enc).relu()
 
 
+@dataclass
+class OddSAEConfig(CurvedSAEConfig):
+    @classmethod
+    def architecture(cls):
+        return "odd"
+
+
 class CurvedSAE(SAE[CurvedSAEConfig]):
     """Its encoder is no function of x @ W_enc, which SAELens' folding does not know."""
 
@@ -60,6 +67,13 @@ class CurvedSAE(SAE[CurvedSAEConfig]):
 
     def decode(self, feature_acts):
         return feature_acts @ self.W_dec + self.b_dec
+
+
+class OddSAE(CurvedSAE):
+    """Saved, it forgets a latent."""
+
+    def encode(self, x):
+        return super().encode(x)[:, 1:]
 
 
 @dataclass
@@ -78,6 +92,38 @@ class Curved(TrainingSAE[CurvedConfig]):
 
     def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
         return 0.1 * feature_acts.sum(-1).mean()  # a tensor, which SAELens takes too
+
+
+class Noisy(Curved):
+    """It reads its samples through noise."""
+
+    def encode_with_hidden_pre(self, x):
+        return super().encode_with_hidden_pre(x + torch.randn_like(x))
+
+
+class Buffered(Curved):
+    """Its encoder and bias are no parameters; the bias counts passes."""
+
+    def initialize_weights(self):
+        super().initialize_weights()
+        W_enc = self.W_enc.detach().clone()
+        del self.W_enc
+        self.register_buffer("W_enc", W_enc)
+        self.register_buffer("b_enc", torch.zeros(self.cfg.d_sae), persistent=False)
+
+    def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
+        self.b_enc += 1
+        return super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+
+
+@dataclass
+class OddConfig(CurvedConfig):
+    def get_inference_config_class(self):
+        return OddSAEConfig
+
+
+class Odd(Curved):
+    pass
 
 
 class Unfinished(TrainingSAE[CurvedConfig]):
@@ -127,6 +173,10 @@ class NoModule:
 sae_lens.register_sae_training_class("log_l1", LogL1, LogL1Config)
 sae_lens.register_sae_class("curved", CurvedSAE, CurvedSAEConfig)
 sae_lens.register_sae_training_class("curved", Curved, CurvedConfig)
+sae_lens.register_sae_training_class("noisy", Noisy, CurvedConfig)
+sae_lens.register_sae_training_class("buffered", Buffered, CurvedConfig)
+sae_lens.register_sae_class("odd", OddSAE, OddSAEConfig)
+sae_lens.register_sae_training_class("odd", Odd, OddConfig)
 sae_lens.register_sae_training_class("unfinished", Unfinished, CurvedConfig)
 sae_lens.register_sae_training_class("failing", Failing, CurvedConfig)
 sae_lens.register_sae_training_class("wide", Wide, CurvedConfig)

@@ -149,3 +149,25 @@ def test_the_sparsity_dial_is_the_architectures_own():
         config.with_sparsity(100)
     with pytest.raises(HusaiError, match=r"sparsity coefficient 2\.5: 'k'"):
         config.with_sparsity(2.5)
+
+
+def test_the_dial_of_a_registered_class_is_a_setting_and_what_has_none_is_refused():
+    def of(**sae):
+        return SAEConfig.parse({"sae": {"d_sae": 64} | sae})
+
+    def turned(value, settings, **sae):
+        return of(architecture="saelens:topk", settings=settings, **sae).with_sparsity(value).sae
+
+    four = turned(8.0, {"k": 4, "rescale_acts_by_decoder_norm": False})
+    assert four.settings == {"k": 8, "rescale_acts_by_decoder_norm": False}
+    assert isinstance(four.settings["k"], int)
+    assert turned(0.5, {"l1_coefficient": 2}).settings == {"l1_coefficient": 0.5}
+    assert turned(3, {"k": 4, "width": 2.0}, dial="width").settings == {"k": 4, "width": 3.0}
+    with pytest.raises(
+        HusaiError, match=r"sparsity coefficient 2\.5: 'sae\.settings\.k' of saelens:topk must be a whole"
+    ):
+        turned(2.5, {"k": 4})
+    with pytest.raises(HusaiError, match=r"sparsity coefficient 5: saelens:topk has no dial of sparsity; name one in"):
+        turned(5, {})
+    with pytest.raises(HusaiError, match="sparsity coefficient 5: kmeans has no dial of sparsity; its k is fixed"):
+        of(architecture="kmeans").with_sparsity(5)

@@ -118,6 +118,18 @@ def test_buffers_are_kept_for_each_seed_and_follow_the_class(x):
     assert expected[0] != pytest.approx(expected[1], rel=1e-4)
 
 
+def test_buffers_may_be_called_as_parameters_are_and_whole_numbers_are_not_averaged(x):
+    trainer = Trainer(x, config({"architecture": "brought:Buffered", "d_sae": 8}))
+    start = trainer.params.W_enc.detach().clone()
+    for _ in range(5):
+        trainer.advance()
+    assert torch.equal(trainer.params.W_enc, start)
+    assert torch.equal(trainer.params.b_enc, torch.full((2, 8), 5.0))
+    averaged = train_saes(x, config(USERS, ema_decay=0.9)).ensemble.params
+    assert averaged.more["passes"].flatten().tolist() == [40, 40]
+    assert not torch.equal(averaged.W_dec, train_saes(x, config(USERS)).ensemble.params.W_dec)
+
+
 # --- a user's class ---
 
 
@@ -143,6 +155,18 @@ def test_a_users_class_trains_each_seed_alone_saves_and_opens_in_saelens(tmp_pat
         assert torch.equal(ours.W_dec, made.W_dec)
         fit = 1 - float((made.decode(codes) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
         assert fit > 0.7, "it is an SAE of raw activations"
+
+
+def test_noise_is_each_seeds_own_however_many_train_together(monkeypatch, x):
+    noisy = {"architecture": "brought:Noisy", "d_sae": 8}
+
+    def decoder(seeds):
+        return train_saes(x, config(noisy, seeds, steps=6)).ensemble.params.W_dec
+
+    together, alone = decoder((0, 1, 2)), decoder((2,))
+    monkeypatch.setattr("husai.sae.architecture.AT_ONCE", 8 * 128)
+    assert torch.equal(decoder((0, 1, 2)), together)
+    torch.testing.assert_close(together[2:], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(x):
@@ -177,6 +201,16 @@ def test_losses_without_a_name_are_logged_as_other(x):
     done = Trainer(x, config({"architecture": "brought:Curved", "d_sae": 8})).advance()
     assert set(done.terms) == {"other"}
     assert float(done.terms["other"].min()) > 0.01
+
+
+def test_absolute_topk_has_signed_codes_in_memory_and_on_disk(tmp_path, x):
+    chosen = config({"architecture": "saelens:abstopk", "d_sae": 8, "settings": {"k": 3}}, (0,), steps=4)
+    trained = train_saes(x, chosen)
+    (place,) = saved(trained, chosen, tmp_path / "run")
+    assert trained.ensemble.member(0).signed_codes
+    assert load_sae(place).signed_codes
+    other = config({"architecture": "saelens:topk", "d_sae": 8, "settings": {"k": 3}}, (0,), steps=4)
+    assert not train_saes(x, other).ensemble.member(0).signed_codes
 
 
 # --- normalisation ---
@@ -285,6 +319,14 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
     assert "torch.Size([8, 12])" in done.stdout
 
 
+def test_what_fails_on_other_samples_than_it_was_tried_on_says_so_too(x):
+    made = train_saes(x, config(USERS, (0,), steps=2)).ensemble.member(0)
+    with pytest.raises(HusaiError, match=r"'standard': StandardSAE.encode fails on shape \(5, 11\) \(RuntimeError"):
+        made.encode(torch.zeros(5, 11))
+    with pytest.raises(HusaiError, match=r"'standard': StandardSAE.decode fails on shape \(5, 23\)"):
+        made.decode(torch.zeros(5, 23))
+
+
 # --- bad input ---
 
 
@@ -293,7 +335,11 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
     [
         ({"architecture": "brought:Nothing"}, "brought has no class 'Nothing' and registers none of that name"),
         ({"architecture": "missing_module:Class"}, "module missing_module cannot be imported (ModuleNotFoundError"),
-        ({"architecture": "saelens:magic"}, "must be one of a name registered with SAELens (abstopk, batchtopk"),
+        ({"architecture": "saelens:magic"}, "must be one of the names registered with SAELens (abstopk, batchtopk"),
+        (
+            {"architecture": "saelens:transcoder"},
+            "'saelens:transcoder': SAELens runs such SAEs but does not train them; of SAELens' classes allowed are abstopk,",
+        ),
         ({"architecture": "brought:Unregistered"}, "is not registered with SAELens; brought must call"),
         ({"architecture": "brought:Unfinished"}, "Unfinished lacks calculate_aux_loss, get_coefficients; a training"),
         ({"architecture": "brought:NoModule"}, "NoModule lacks training_forward_pass, get_coefficients, process_state"),
@@ -321,7 +367,20 @@ def test_a_folder_whose_class_nobody_registered_says_how_to(tmp_path, x):
             {"architecture": "standard", "settings": {"normalize_activations": "?"}},
             "does not take sae.settings (ValueError",
         ),
-        ({"architecture": "saelens:topk", "settings": {"k": "many"}}, "failed at step 0 (TypeError"),
+        (
+            {"architecture": "saelens:topk", "settings": {"k": "many"}},
+            "TopKSAE.encode fails on shape (4, 12) (TypeError",
+        ),
+        (
+            {"architecture": "saelens:topk", "settings": {"k": 40}},
+            "'saelens:topk' (d_sae 8, settings {'k': 40}): TopKSAE.encode fails on shape (4, 12) (RuntimeError: selected",
+        ),
+        ({"architecture": "brought:Odd"}, "OddSAE.encode gives shape (4, 7) for (4, 12); it must be (4, 8)"),
+        ({"architecture": "saelens:topk", "settings": {"k": 0}}, "'sae.settings.k': is 0; it must be above 0"),
+        (
+            {"architecture": "standard", "settings": {"l1_coefficient": float("nan")}},
+            "'sae.settings.l1_coefficient': is nan; it must be a finite number",
+        ),
         ({"architecture": "standard", "dial": "l2"}, "'sae.dial': 'l2' is not among sae.settings ()"),
         ({"architecture": "matching_pursuit"}, "training.resample_every: matching_pursuit has no W_enc of shape"),
     ],
@@ -363,3 +422,23 @@ def test_the_dial_is_the_setting_that_is_named(settings, dial, expected):
     chosen = RegisteredConfig(architecture="a:B", d_sae=8, settings=settings, dial=dial)
     assert chosen.sparsity == expected
     assert chosen.fixed_l0 == (4.0 if expected[0] == "k" else None)
+
+
+def test_a_width_that_is_the_dial_too_is_said_once():
+    from husai.cell import Cell
+    from husai.config import AnalysisConfig
+
+    plain = SAEConfig.parse({"sae": {"architecture": "a:B", "d_sae": 8}})
+    dialled = SAEConfig.parse({"sae": {"architecture": "a:B", "d_sae": 8, "settings": {"k": 2}}})
+    titles = [Cell(one, "blocks.0.hook_mlp_out", "m", AnalysisConfig()).title for one in (plain, dialled)]
+    assert titles == ["0.hook_mlp_out a:B d_sae=8", "0.hook_mlp_out a:B d_sae=8 k=2"]
+
+
+def test_a_reports_label_and_file_names_say_it_once_too():
+    import pandas as pd
+
+    from husai.report.results import CellView
+
+    view = CellView("r", "trained", "model", "blocks.0.hook_mlp_out", "a:B", 8, "d_sae", 8, True, False, pd.DataFrame())
+    assert view.setting == "a:B 8"
+    assert view.slug.endswith("a:B_8")

@@ -25,6 +25,9 @@ def compare(
         typer.Option(help="MODEL whose grid tells live atoms and draws nulls: a reference name, a run folder"),
     ] = None,
     hook: Annotated[str | None, typer.Option(help="hook; by default the one that the SAEs were trained on")] = None,
+    source_hook: Annotated[
+        str | None, typer.Option(help="hook that transcoders encode, where they do not say it")
+    ] = None,
     op: Annotated[
         str | None, typer.Option(help="operation of a bare weights file: add, sub, mul, div, squares")
     ] = None,
@@ -50,15 +53,15 @@ def compare(
 
     if model is not None and shard_dir is not None:
         raise HusaiError("compare: takes activations from --model or from --shard-dir, not from both")
-    if model is None and (hook or op):
-        raise HusaiError("compare: --hook and --op say how a --model is read, and there is none")
+    if model is None and (hook or op or source_hook):
+        raise HusaiError("compare: --hook, --source-hook and --op say how a --model is read, and there is none")
     folders = sae_folders(saes)
     names, opened = [str(folder) for folder in folders], [load_sae(folder) for folder in folders]
     with warnings.catch_warnings(record=True) as caught, console.progress(json) as bar:
         warnings.simplefilter("always", UserWarning)
         samples = None
         if model is not None:
-            samples = samples_of_model(opened, names, load_model(model, op), hook)
+            samples = samples_of_model(opened, names, load_model(model, op), hook, source_hook)
         elif shard_dir is not None:
             samples = samples_of_store(opened, names, open_store(shard_dir))
         line = bar.add_task("comparing", total=None, figures="")

@@ -159,6 +159,12 @@ def sae_score(
     shard_dir: Annotated[
         Path | None, typer.Option(help="store of activations in place of a model: fit and agreement, no truth")
     ] = None,
+    source_hook: Annotated[
+        str | None, typer.Option(help="hook that a transcoder encodes, where it does not say it")
+    ] = None,
+    target_shard_dir: Annotated[
+        Path | None, typer.Option(help="store of what a transcoder reconstructs, row by row that of --shard-dir")
+    ] = None,
     imports: Annotated[
         list[str] | None, typer.Option("--import", help="module to import first, which registers SAE classes")
     ] = None,
@@ -175,7 +181,8 @@ def sae_score(
         warnings.simplefilter("always", UserWarning)
         for name in imports or []:
             import_module(name, "--import")
-        scored = score_folders(saes, model, hook, op=op, shard_dir=shard_dir)
+        stores = {"shard_dir": shard_dir, "target_shard_dir": target_shard_dir}
+        scored = score_folders(saes, model, hook, op=op, source_hook=source_hook, **stores)
     for warning in caught:
         console.err.print(f"husai: {warning.message}", markup=False)
     if out is not None:
@@ -186,7 +193,8 @@ def sae_score(
     for folder, sae in zip(scored.folders, scored.saes, strict=True):
         where = hook or sae.meta.get("hook_name")
         if sae.paired:
-            where = f"{sae.meta.get('hook_name')} to {hook or sae.meta.get('hook_name_out')}"
+            ends = source_hook or sae.meta.get("hook_name"), hook or sae.meta.get("hook_name_out")
+            where = f"{ends[0]} to {ends[1]}" if target_shard_dir is None else f"its targets in {target_shard_dir}"
         say(f"{folder}: {sae.meta.get('architecture')}, {sae.d_sae} latents, on {model or shard_dir} at {where}")
     say("A score says as much as it exceeds the chance levels beside it (docs/method.md).")
     if len(scored.saes) > 1:

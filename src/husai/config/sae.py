@@ -302,9 +302,22 @@ class SAEConfig(Config):
 
     def with_sparsity(self, value: float) -> Self:
         """With the dial that sets the architecture's sparsity at `value`. Raises HusaiError if it cannot be there."""
-        name, _ = self.sae.sparsity
-        where = f"sparsity coefficient {value:g}"
-        sae = type(self.sae).parse({**self.sae.model_dump(), name: value}, where)
+        (name, _), where, kind = self.sae.sparsity, f"sparsity coefficient {value:g}", self.sae.architecture
+        given = self.sae.model_dump()
+        if isinstance(self.sae, RegisteredConfig):
+            if name not in self.sae.settings:
+                raise HusaiError(
+                    f"{where}: {kind} has no dial of sparsity; name one in sae.settings, by sae.dial if need be"
+                )
+            if name == "k" and not value.is_integer():
+                raise HusaiError(f"{where}: 'sae.settings.k' of {kind} must be a whole number")
+            whole = isinstance(self.sae.settings[name], int) and value.is_integer()
+            given["settings"] = {**self.sae.settings, name: int(value) if whole else value}
+        elif name in given:
+            given[name] = value
+        else:
+            raise HusaiError(f"{where}: {kind} has no dial of sparsity; its {name} is fixed")
+        sae = type(self.sae).parse(given, where)
         return self.parse({**dict(self), "sae": sae}, where)
 
     @classmethod

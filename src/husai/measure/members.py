@@ -1,7 +1,7 @@
 """What is measured: SAEs, each encoded once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +20,7 @@ class Members:
     """Fit, live unit atoms and reading of every SAE; recovery of planted atoms, where there are any.
 
     matchings: of true atoms with live ones. firings: how the matched latents fire. causes: what a model makes of it; empty
-    where there is none. full: whether readings are complete. signed: whether codes are, so that atoms have no sign.
+    where there is none. full: whether readings are complete. signed: whether any one's codes are, so that atoms have no sign.
     """
 
     fits: list[Fit]
@@ -35,10 +35,10 @@ class Members:
     @classmethod
     def of(cls, dictionaries: Sequence[Dictionary], hook: Hook, *, full: bool = True) -> "Members":
         """full: read all that applies at the hook, which takes longer; else only what each latent is tuned to."""
-        signed = any(dictionary.signed_codes for dictionary in dictionaries)
-        found = cls([], [], [], [], [], [], full, signed)
+        signed, found = False, cls([], [], [], [], [], [], full)
         for dictionary in dictionaries:
             codes = dictionary.encode(hook.encoded)
+            signed = signed or dictionary.is_signed(codes)
             fit = evaluate_fit(dictionary, hook.x, codes, source=hook.source)
             found.fits.append(fit)
             found.atoms.append(dictionary.atoms[fit.live])
@@ -50,7 +50,7 @@ class Members:
                 matching = match_true(found.atoms[-1], hook.planted.atoms)
                 found.matchings.append(matching)
                 found.firings.append(firing_recovery(codes[:, fit.live] != 0, hook.planted.codes > 0, matching))
-        return found
+        return replace(found, signed=signed)
 
     @property
     def n_live(self) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ class CellView:
         """Architecture, width and sparsity."""
         name = NAMES.get(self.architecture, self.architecture)
         dial = DIALS.get(self.sparsity_param, self.sparsity_param)
-        return f"{name} {self.d_sae}, {dial}={self.sparsity:g}"
+        return f"{name} {self.d_sae}" + ("" if dial == "d_sae" else f", {dial}={self.sparsity:g}")
 
     @property
     def control(self) -> str:
@@ -153,7 +153,7 @@ class CellView:
             self.place.replace(" ", "_"),
             self.architecture,
             self.d_sae,
-            f"{self.sparsity_param}{self.sparsity:g}",
+            "" if self.sparsity_param == "d_sae" else f"{self.sparsity_param}{self.sparsity:g}",
             self.control,
         )
         return "_".join(str(part) for part in parts if part)

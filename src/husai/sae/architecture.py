@@ -209,6 +209,10 @@ class Architecture(ABC, Generic[C]):
         """With the tensors that follow from others computed anew, as they must be after averaging."""
         return params
 
+    def averaged(self, mean: Params, last: Params) -> Params:
+        """What stands for the average of parameters over steps, beside the last: with what is derived computed anew."""
+        return self.derived(mean)
+
     def point(
         self, params: Params, seed: int, which: Bool[Tensor, "d_sae"], directions: Float[Tensor, "n d_in"]
     ) -> Float[Tensor, "n d_in"]:

@@ -15,12 +15,15 @@ Array = np.ndarray[Any, Any] | Tensor
 Function = Callable[[Any], Any]
 
 
-def of_callables(encode: Function, decode: Function, W_dec: Array, name: str = "SAE") -> Dictionary:
+def of_callables(
+    encode: Function, decode: Function, W_dec: Array, name: str = "SAE", *, signed_codes: bool = False
+) -> Dictionary:
     """A Dictionary that calls encode: (n, d_in) → (n, d_sae) codes and decode: (n, d_sae) → (n, d_in).
 
     W_dec: (d_sae, d_in), one atom a row. If it is a NumPy array, the functions are given NumPy arrays (float32), else torch
-    tensors; they may return either. At most 8192 samples are given at once. Raises HusaiError for what is no function or no
-    matrix, and when called for results of another shape, or with NaN.
+    tensors; they may return either. At most 8192 samples are given at once. signed_codes: whether codes may be negative, so
+    that an atom's sign means nothing; those that are, on some sample, say so themselves. Raises HusaiError for what is no
+    function or no matrix, and when called for results of another shape, or with NaN.
     """
     for what, function in (("encode", encode), ("decode", decode)):
         if not callable(function):
@@ -47,7 +50,7 @@ def of_callables(encode: Function, decode: Function, W_dec: Array, name: str = "
     def decoded(codes: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
         return torch.cat([call(decode, "decode", part, d_in) for part in codes.split(PART)])
 
-    return Dictionary(atoms, encoded, decoded, {"architecture": "callables"})
+    return Dictionary(atoms, encoded, decoded, {"architecture": "callables"}, signed_codes)
 
 
 def _tensor(value: Any, what: str) -> Tensor:

@@ -15,7 +15,7 @@ from husai.errors import HusaiError
 from husai.sae.architecture import SKIP, Architecture
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
-from husai.sae.registered import Registered
+from husai.sae.registered import Registered, ran
 
 PART = 8192  # samples encoded at once
 
@@ -26,7 +26,7 @@ class Dictionary:
 
     W_dec: (d_sae, d_out). encode: (n, d_in) raw activations to (n, d_sae) codes; decode: from them to (n, d_out), without
     what a skip connection adds. meta: what is known about its making (architecture, hook_name, model_name, seeds, …).
-    signed_codes: whether codes may be negative, so that an atom's sign means nothing. skip: (n, d_in) activations to what a
+    signed_codes: whether it says that codes may be negative (see `is_signed`). skip: (n, d_in) activations to what a
     skip connection makes of them. d_source: width of what is encoded, of a transcoder, which reconstructs another activation;
     None: what is reconstructed is what is encoded. W_enc: encoder directions as rows; None where an encoder is no matrix.
     """
@@ -46,6 +46,10 @@ class Dictionary:
         """All that is made of x, a skip connection's part too; `codes` of x save encoding again."""
         decoded = self.decode(self.encode(x) if codes is None else codes)
         return decoded if self.skip is None else decoded + self.skip(x)
+
+    def is_signed(self, codes: Float[Tensor, "n d_sae"]) -> bool:
+        """Whether an atom's sign means nothing: codes may be negative, as it says or as those of some samples are."""
+        return self.signed_codes or bool((codes < 0).any())
 
     @property
     def paired(self) -> bool:
@@ -140,12 +144,13 @@ def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
 
     def encode(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([sae.encode(part) for part in x.split(PART)]).float()
+            return torch.cat([ran(sae, "encode", part, whose) for part in x.split(PART)]).float()
 
     def decode(codes: Tensor) -> Tensor:
         with torch.no_grad():
-            return sae.decode(codes).float()
+            return ran(sae, "decode", codes, whose).float()
 
+    whose = f"SAE of architecture '{sae.cfg.architecture()}'"
     W_skip: Tensor | None = getattr(sae, "W_skip", None)
 
     def skip(x: Tensor) -> Tensor:
@@ -154,7 +159,7 @@ def of_sae_lens(sae: Any, meta: dict[str, object]) -> Dictionary:
             return (x.to(sae.dtype) @ W_skip.mT).float()
 
     d_source = sae.cfg.d_in if hasattr(sae.cfg, "d_out") else None
-    signed = meta.get("architecture") == "abstopk"
+    signed = sae.cfg.architecture() == "abstopk"
     encoder: Tensor | None = getattr(sae, "W_enc", None)
     W_enc = None if encoder is None or encoder.ndim != 2 else encoder.detach().float().T
     return Dictionary(weights, encode, decode, meta, signed, None if W_skip is None else skip, d_source, W_enc)

@@ -1,7 +1,7 @@
 """Any training class of SAELens as an architecture: its own loss and gradients, seed by seed, in the one training loop."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from husai.activations import Normaliser
 from husai.config import RegisteredConfig
 from husai.errors import HusaiError
-from husai.sae.architecture import Architecture, Losses
+from husai.sae.architecture import Architecture, Extra, Losses, Step
 from husai.sae.params import FOUR, Params, squared_error
 from husai.sae.registry import build, find, require_settings
 from husai.seeding import generator
@@ -18,6 +18,7 @@ from husai.seeding import generator
 CHECKED = 256  # samples of each size on which folding is checked
 SIZES = (1.0, 8.0)  # of their coordinates; inputs are normalised, so that 1 is usual
 AGREE = 1e-4  # relative difference of codes and reconstructions that rounding makes at most
+TRIED = 4  # samples that a class must encode and decode before it is trained
 SHARE = 0.98  # of the samples must agree: at a threshold, rounding may decide
 
 
@@ -43,16 +44,21 @@ class Registered(Architecture[RegisteredConfig]):
         self.found = find(config.architecture)
         require_settings(self.found, config)
         self.seeds: tuple[int, ...] = ()
+        self.whole: set[str] = set()
         self.module: Any = None
         self.known: tuple[Params, list[Saved]] | None = None
 
     def start(self, d_in: int, seeds: tuple[int, ...], *, d_target: int | None = None) -> Params:
-        """Each seed as its class initialises it. Raises HusaiError for a target, or if there is no W_dec (d_sae, d_in)."""
+        """Each seed as its class initialises it. Raises HusaiError for a target, or if there is no W_dec (d_sae, d_in).
+
+        So it does if the class that it is saved as cannot encode and decode.
+        """
         if d_target is not None:
             raise HusaiError(f"architecture '{self.config.architecture}': reconstructs its input, and has no target")
         self.seeds = seeds
         modules = [self._make(d_in, seed) for seed in seeds]
         every = [_tensors(module) for module in modules]
+        self.whole = {name for name, value in every[0].items() if not value.is_floating_point()}
         shape = (self.config.d_sae, d_in)
         found = tuple(every[0]["W_dec"].shape) if "W_dec" in every[0] else None
         if found != shape:
@@ -61,7 +67,12 @@ class Registered(Architecture[RegisteredConfig]):
                 f"d_in), here {shape}; it has {'none' if found is None else f'one of shape {found}'}"
             )
         stacked = {name: torch.stack([_stored(own[name]) for own in every]) for name in every[0]}
-        return Params.of({name: torch.zeros(len(seeds), 0) for name in FOUR} | stacked)
+        params = Params.of({name: torch.zeros(len(seeds), 0) for name in FOUR} | stacked)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            sae = self.finished(params, 0).sae
+            codes = ran(sae, "encode", torch.randn(TRIED, d_in, generator=generator("sae-try")), self._asked)
+            ran(sae, "decode", codes, self._asked)
+        return params
 
     def init(self, params: Params) -> Params:
         """With what a new latent has, for resampling. Raises HusaiError for a class whose latents cannot be replaced."""
@@ -76,7 +87,7 @@ class Registered(Architecture[RegisteredConfig]):
 
     def encode(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         saved = zip(self._saved(params), x, strict=True)
-        return torch.stack([one.sae.to(part.device).encode(part) for one, part in saved])
+        return torch.stack([ran(one.sae.to(part.device), "encode", part, self._asked) for one, part in saved])
 
     def training_codes(self, params: Params, x: Tensor) -> Float[Tensor, "seeds batch d_sae"]:
         """Those of the class's training pass at step 0, without dead latents."""
@@ -88,7 +99,7 @@ class Registered(Architecture[RegisteredConfig]):
     ) -> Float[Tensor, "seeds batch d_in"]:
         """As the finished SAE decodes; x plays no part."""
         saved = zip(self._saved(params), codes, strict=True)
-        return torch.stack([one.sae.to(part.device).decode(part) for one, part in saved])
+        return torch.stack([ran(one.sae.to(part.device), "decode", part, self._asked) for one, part in saved])
 
     def losses(
         self,
@@ -121,10 +132,29 @@ class Registered(Architecture[RegisteredConfig]):
             {name: torch.stack([one.buffers[name] for one in done]) for name in done[0].buffers},
         )
 
+    def gradients(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Tensor | None = None,
+        extra: Extra | None = None,
+    ) -> Step:
+        """Never in groups: `losses` takes seeds one by one, each with the noise that its place among all gives it."""
+        return self._by_autograd(params, x, step, dead, target, extra)
+
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """Buffers are what the pass left them as."""
+        own = dict(params.items())
         for name, value in seen.items():
-            params.more[name].copy_(value)
+            own[name].copy_(value)
+
+    def averaged(self, mean: Params, last: Params) -> Params:
+        """Buffers of whole numbers, which have no average, as they are."""
+        own = dict(last.items())
+        return Params.of({name: own[name] if name in self.whole else value for name, value in mean.items()})
 
     def finished(self, params: Params, seed: int, normaliser: Normaliser | None = None) -> Saved:
         """One seed as the class that SAELens saves it as, on raw activations where `folded` can make it so."""
@@ -217,9 +247,12 @@ class Registered(Architecture[RegisteredConfig]):
             )
         return _Forward(mse, terms, codes, {name: _stored(value) for name, value in after.items()})
 
+    @property
+    def _asked(self) -> str:
+        return f"architecture '{self.config.architecture}' (d_sae {self.config.d_sae}, settings {self.config.settings})"
+
     def _failed(self, what: str, error: Exception) -> HusaiError:
-        text = " ".join(str(error).split())[:300]
-        return HusaiError(f"architecture '{self.config.architecture}': {what} ({error.__class__.__name__}: {text})")
+        return HusaiError(f"architecture '{self.config.architecture}': {what} ({_told(error)})")
 
 
 class _Forward(NamedTuple):
@@ -251,6 +284,32 @@ def _stored(value: Tensor) -> Tensor:
     value = value.detach().clone()
     value = value if value.is_floating_point() else value.double()
     return value.view(1) if value.ndim == 0 else value
+
+
+def _told(error: Exception) -> str:
+    """On one line."""
+    return f"{error.__class__.__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def ran(sae: Any, what: Literal["encode", "decode"], given: Float[Tensor, "n _"], whose: str) -> Float[Tensor, "n _"]:
+    """What an SAE of SAELens makes of samples or codes. Raises HusaiError if it fails or gives another shape.
+
+    whose: what the message begins with.
+    """
+    width = sae.W_dec.shape[what == "decode"]
+    try:
+        found = getattr(sae, what)(given)
+        shape = tuple(found.shape)
+    except Exception as error:  # whatever its code raises
+        raise HusaiError(
+            f"{whose}: {sae.__class__.__name__}.{what} fails on shape {tuple(given.shape)} ({_told(error)})"
+        ) from error
+    if shape != (len(given), width):
+        raise HusaiError(
+            f"{whose}: {sae.__class__.__name__}.{what} gives shape {shape} for {tuple(given.shape)}; it must be "
+            f"{(len(given), width)}"
+        )
+    return found
 
 
 def _open(state: Mapping[str, Tensor], config: dict[str, Any]) -> Any:

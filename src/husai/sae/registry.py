@@ -1,6 +1,7 @@
 """Training classes that SAELens knows: found by name, checked, given their settings. (docs/bring_your_own.md)"""
 
 import importlib
+import math
 import os
 import sys
 from dataclasses import fields, is_dataclass
@@ -35,15 +36,20 @@ class Found(NamedTuple):
 
 def find(name: str) -> Found:
     """The class that an architecture's name means, checked. Raises HusaiError if there is none, or it lacks a method."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as KNOWN
 
     module_name, colon, wanted = name.rpartition(":")
     if not colon or module_name == OWN:
         if wanted not in KNOWN:
+            known = ", ".join(sorted(KNOWN))
+            if wanted in SAE_CLASS_REGISTRY:
+                what = "SAELens runs such SAEs but does not train them"
+                raise HusaiError(f"architecture '{name}': {what}; of SAELens' classes allowed are {known}")
             ours = "" if colon else f"{', '.join(SAE_CONFIGS)}; "
             raise HusaiError(
-                f"architecture '{name}': must be one of {ours}a name registered with SAELens ({', '.join(sorted(KNOWN))}); "
-                "or package.module:Class"
+                f"architecture '{name}': must be one of {ours}the names registered with SAELens ({known}); or "
+                "package.module:Class"
             )
         return _checked(Found(name, *KNOWN[wanted]))
     module = import_module(module_name, f"architecture '{name}'")
@@ -100,6 +106,10 @@ def require_settings(found: Found, config: RegisteredConfig) -> None:
             raise HusaiError(
                 f"unknown key 'sae.settings.{key}': {found.config.__name__} has {', '.join(known) or 'no settings'}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HusaiError(f"'sae.settings.{key}': is {value}; it must be a finite number")
+        if key == "k" and isinstance(value, int | float) and not value > 0:
+            raise HusaiError(f"'sae.settings.k': is {value}; it must be above 0")
         if key == "normalize_activations" and value in ELSEWHERE:
             raise HusaiError(f"'sae.settings.{key}': '{value}' is done by SAELens' trainer; use training.normalise")
     if config.dial is not None and config.dial not in config.settings:

@@ -218,8 +218,10 @@ class Trainer:
     def ensemble(self) -> SAEEnsemble:
         """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
         averaged = self.average is not None and self.step > 0
-        now = self.average.value() if self.average is not None and averaged else self.params
-        raw = (self.architecture.derived(now) if averaged else now).map(lambda value: value.detach().cpu().clone())
+        now = self.params
+        if self.average is not None and averaged:
+            now = self.architecture.averaged(self.average.value(), now)
+        raw = now.map(lambda value: value.detach().cpu().clone())
         off_norm = averaged or self.recipe.decoder_norm_every > 1 or self.rounding is not None
         if self.config.sae.decoder_norm == "unit" and off_norm:
             raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))

@@ -93,6 +93,7 @@ def precision_of(config: SAEConfig) -> str:
 def head(config: SAEConfig, source: Source, steps: int) -> str:
     """What a report begins with: what was trained, on what, when."""
     kind, (dial, value) = config.sae, config.sae.sparsity
+    sizes = f"d_sae {kind.d_sae}" + ("" if dial == "d_sae" else f", {dial} {value:g}")
     seeds = ", ".join(f"init {a} / data {b}" for a, b in zip(config.init_seeds, config.data_seeds, strict=True))
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     verified = " (**unverified**: the model fails the gate)" if source.verified is False else ""
@@ -104,7 +105,7 @@ def head(config: SAEConfig, source: Source, steps: int) -> str:
     return f"""# SAE report
 
 - Date: {date}
-- Architecture: {kind.architecture}, d_sae {kind.d_sae}, {dial} {value:g}
+- Architecture: {kind.architecture}, {sizes}
 - Model: {source.model or "not known"}{verified}
 - Layer: {source.place}
 - Trained on: {trained_on}
