@@ -1,8 +1,8 @@
 """Activations of any TransformerLens model, brought into a store. (docs/method.md §Activation stores)"""
 
 import contextlib
+import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -124,7 +124,7 @@ def open_subject(reference: str, device: str) -> Subject:
     the network or a filled cache. Raises HusaiError if it cannot be opened.
     """
     path = Path(reference)
-    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints what it moves where
+    with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens prints what it moves where
         return _opened(reference, path, device)
 
 
