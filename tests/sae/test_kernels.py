@@ -43,7 +43,7 @@ def both(architecture: Architecture, params: Params, x: torch.Tensor, dead: torc
     """The step as training takes it, and by autograd."""
     dead = torch.zeros(params.b_enc.shape, dtype=torch.bool) if dead is None else dead
     fast = architecture.gradients(params, x, step=step, dead=dead)
-    return fast, Architecture.gradients(architecture, params, x, step=step, dead=dead)
+    return fast, architecture.by_autograd(params, x, step, dead)
 
 
 def equal(fast, plain) -> None:
@@ -436,11 +436,11 @@ def test_seeds_in_groups_get_what_they_get_together(make_params, monkeypatch, ki
     params = architecture.init(make_params(5, 6, 16)).map(lambda value: value.requires_grad_())
     x, dead = samples(5, 32, 6).double(), torch.zeros(5, 16, dtype=torch.bool)
     dead[1, 3] = dead[4, 2:9] = True
-    together = Architecture.gradients(architecture, params, x, step=50, dead=dead)
-    calls, autograd = [], Architecture._by_autograd
-    monkeypatch.setattr(Architecture, "_by_autograd", lambda *arguments: calls.append(1) or autograd(*arguments))
+    together = architecture.by_autograd(params, x, 50, dead)
+    calls, autograd = [], Architecture._together
+    monkeypatch.setattr(Architecture, "_together", lambda *arguments: calls.append(1) or autograd(*arguments))
     monkeypatch.setattr(module, "AT_ONCE", 2 * 32 * 16)
-    grouped = Architecture.gradients(architecture, params, x, step=50, dead=dead)
+    grouped = architecture.by_autograd(params, x, 50, dead)
     assert len(calls) == 3
     torch.testing.assert_close(grouped.mse, together.mse)
     for ours, theirs in zip(grouped.gradients, together.gradients, strict=True):

@@ -90,7 +90,8 @@ class Architecture(ABC, Generic[C]):
     pre-activations; rescaled: those in units of scores, which carry the decoder norms already.
     powers: dials in units of samples, or whose loss term is not in those of a squared error, with the power of a factor on
     the samples that they grow by if every loss is to grow by its square.
-    encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones. strength: what the
+    encoder_scale: norm of the encoder row that a resampled latent gets, relative to the live ones. in_groups: whether some of
+    the seeds may be computed without the others. strength: what the
     target-L0 controller multiplies the sparsity coefficient by, a number a seed; every penalised architecture applies it.
     """
 
@@ -99,6 +100,7 @@ class Architecture(ABC, Generic[C]):
     rescaled: ClassVar[tuple[str, ...]] = ()
     powers: ClassVar[Mapping[str, int]] = MappingProxyType({})
     encoder_scale: ClassVar[float] = 1.0
+    in_groups: ClassVar[bool] = True
     strength: Float[Tensor, "seeds"] | float = 1.0
 
     def __init__(self, config: C) -> None:
@@ -168,14 +170,30 @@ class Architecture(ABC, Generic[C]):
         target: Float[Tensor, "seeds batch d_out"] | None = None,
         extra: Extra | None = None,
     ) -> Step:
-        """Gradients of `losses` by autograd, with the terms of `extra` added; a faster twin may stand here where it is None.
+        """Gradients of `losses` and the terms of `extra`: by `fast` where it has them, else by autograd."""
+        done = self.fast(params, x, step=step, dead=dead) if target is None and extra is None else None
+        return self.by_autograd(params, x, step, dead, target, extra) if done is None else done
 
-        On the CPU as many seeds at once as have AT_ONCE codes, one at least: more only crowd each other out of the cache.
-        """
-        seeds = len(x)
-        at_once = max(1, AT_ONCE // (x.shape[1] * dead.shape[1])) if x.device.type == "cpu" and extra is None else seeds
+    def fast(
+        self, params: Params, x: Float[Tensor, "seeds batch d_in"], *, step: int, dead: Bool[Tensor, "seeds d_sae"]
+    ) -> Step | None:
+        """A faster twin of `by_autograd` for samples that are reconstructed themselves; None where there is none."""
+        return None
+
+    def by_autograd(
+        self,
+        params: Params,
+        x: Float[Tensor, "seeds batch d_in"],
+        step: int,
+        dead: Bool[Tensor, "seeds d_sae"],
+        target: Float[Tensor, "seeds batch d_out"] | None = None,
+        extra: Extra | None = None,
+    ) -> Step:
+        """On the CPU as many seeds at once as have AT_ONCE codes, one at least: more only crowd each other out of the cache."""
+        seeds, grouped = len(x), self.in_groups and x.device.type == "cpu" and extra is None
+        at_once = max(1, AT_ONCE // (x.shape[1] * dead.shape[1])) if grouped else seeds
         if at_once >= seeds:
-            return self._by_autograd(params, x, step, dead, target, extra)
+            return self._together(params, x, step, dead, target, extra)
         steps = []
         for start in range(0, seeds, at_once):
             some, group = slice(start, start + at_once), copy(self)
@@ -183,10 +201,10 @@ class Architecture(ABC, Generic[C]):
                 group.strength = self.strength[some]
             parts = params.map(lambda value, some=some: value.detach()[some].requires_grad_())
             aim = None if target is None else target[some]
-            steps.append(group._by_autograd(parts, x[some], step, dead[some], aim, None))
+            steps.append(group._together(parts, x[some], step, dead[some], aim, None))
         return Step.joined(steps)
 
-    def _by_autograd(
+    def _together(
         self, params: Params, x: Tensor, step: int, dead: Tensor, target: Tensor | None, extra: Extra | None
     ) -> Step:
         losses = self.losses(params, x, step=step, dead=dead, target=target)

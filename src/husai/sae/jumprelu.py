@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import JumpReLUConfig
-from husai.sae.architecture import Architecture, Extra, Losses, Step
+from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, squared_error
@@ -61,21 +61,12 @@ class JumpReLU(Architecture[JumpReLUConfig]):
             terms["pre_act"] = config.pre_act_coefficient * missing.sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), terms, codes)
 
-    def gradients(
-        self,
-        params: Params,
-        x: Tensor,
-        *,
-        step: int,
-        dead: Bool[Tensor, "seeds d_sae"],
-        target: Tensor | None = None,
-        extra: Extra | None = None,
-    ) -> Step:
+    def fast(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step | None:
         """By the kernels where they apply: float32 on the CPU, numba installed, neither quadratic loss nor pre_act."""
         config = self.config
         covered = type(self) is JumpReLU and config.sparsity_loss != "quadratic" and not config.pre_act_coefficient
-        if target is not None or extra is not None or not (covered and plain_floats(params, x) and numba_there()):
-            return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
+        if not (covered and plain_floats(params, x) and numba_there()):
+            return None
         from husai.sae.kernels.threshold import Gate, threshold_step
 
         warm = config.l0_coefficient * warmth(step, config.l0_warmup_steps)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from husai.activations import Normaliser
 from husai.config import RegisteredConfig
 from husai.errors import HusaiError
-from husai.sae.architecture import Architecture, Extra, Losses, Step
+from husai.sae.architecture import Architecture, Losses
 from husai.sae.params import FOUR, Params, squared_error
 from husai.sae.registry import build, find, require_settings
 from husai.seeding import generator
@@ -37,6 +37,7 @@ class Registered(Architecture[RegisteredConfig]):
     """
 
     saelens = "registered"
+    in_groups = False  # a seed's place among all says what noise it gets
 
     def __init__(self, config: RegisteredConfig) -> None:
         """Raises HusaiError if there is no such class, it lacks methods, or has other settings."""
@@ -131,19 +132,6 @@ class Registered(Architecture[RegisteredConfig]):
             torch.stack([one.codes for one in done]),
             {name: torch.stack([one.buffers[name] for one in done]) for name in done[0].buffers},
         )
-
-    def gradients(
-        self,
-        params: Params,
-        x: Tensor,
-        *,
-        step: int,
-        dead: Bool[Tensor, "seeds d_sae"],
-        target: Tensor | None = None,
-        extra: Extra | None = None,
-    ) -> Step:
-        """Never in groups: `losses` takes seeds one by one, each with the noise that its place among all gives it."""
-        return self._by_autograd(params, x, step, dead, target, extra)
 
     def settle(self, params: Params, seen: Mapping[str, Tensor]) -> None:
         """Buffers are what the pass left them as."""

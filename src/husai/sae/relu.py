@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import L1Config
-from husai.sae.architecture import Architecture, Extra, Losses, Step
+from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.relu import relu_step
 from husai.sae.kernels.step import OneSeed, each_seed
@@ -44,19 +44,10 @@ class ReLU(Architecture[L]):
         l1 = self.coefficient(step) * self.strength * (codes * norms[:, None]).sum(-1).mean(-1)
         return Losses(squared_error(self.decode(params, codes, x), x if target is None else target), {"l1": l1}, codes)
 
-    def gradients(
-        self,
-        params: Params,
-        x: Tensor,
-        *,
-        step: int,
-        dead: Bool[Tensor, "seeds d_sae"],
-        target: Tensor | None = None,
-        extra: Extra | None = None,
-    ) -> Step:
+    def fast(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step | None:
         """In blocks that stay in the cache where that applies: float32 on the CPU. With numba, sparse codes as such."""
-        if type(self) is not ReLU or target is not None or extra is not None or not plain_floats(params, x):
-            return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
+        if type(self) is not ReLU or not plain_floats(params, x):
+            return None
         strength = (torch.ones(len(x)) * self.strength * self.coefficient(step)).tolist()
         if numba_there():
             from husai.sae.kernels.threshold import Gate, threshold_step

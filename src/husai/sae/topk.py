@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.config import KConfig
-from husai.sae.architecture import Architecture, Extra, Losses, Step
+from husai.sae.architecture import Architecture, Losses, Step
 from husai.sae.kernels.choice import numba_there, plain_floats
 from husai.sae.kernels.step import OneSeed, each_seed
 from husai.sae.params import Params, pre_activations, squared_error
@@ -57,21 +57,12 @@ class TopK(Architecture[K]):
         auxk = torch.stack([self._auxk(*one) for one in each])
         return Losses(squared_error(reconstruction, wanted), {"auxk": auxk}, codes)
 
-    def gradients(
-        self,
-        params: Params,
-        x: Tensor,
-        *,
-        step: int,
-        dead: Bool[Tensor, "seeds d_sae"],
-        target: Tensor | None = None,
-        extra: Extra | None = None,
-    ) -> Step:
+    def fast(self, params: Params, x: Tensor, *, step: int, dead: Bool[Tensor, "seeds d_sae"]) -> Step | None:
         """By the sparse kernels where they apply: decoder rows of norm 1, float32 on the CPU, numba installed."""
-        plain = target is not None or extra is not None or not (plain_floats(params, x) and numba_there())
-        kernel = None if plain else self.kernel(params)
-        if kernel is None or self.config.decoder_norm != "unit":
-            return super().gradients(params, x, step=step, dead=dead, target=target, extra=extra)
+        covered = self.config.decoder_norm == "unit" and plain_floats(params, x) and numba_there()
+        kernel = self.kernel(params) if covered else None
+        if kernel is None:
+            return None
 
         def one(seed: int, alone: Params, made: Params) -> OneSeed:
             done = kernel(alone, x[seed], self.config.k, made)
