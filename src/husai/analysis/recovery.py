@@ -10,7 +10,7 @@ from torch import Tensor
 from husai.truth.planes import Families, GroundTruth
 
 CONSTANT = 1e-12  # a code whose variance is a smaller share of its mean square is constant but for rounding
-TRUE = 0.9  # an atom is true from this share of its energy in one true subspace on, or this cosine with an answer
+TRUE = 0.9  # an atom is true from this share of its energy in one true subspace on, or this cosine with what is known
 
 
 def fourier_overlap(

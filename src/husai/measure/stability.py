@@ -6,11 +6,11 @@ Atoms of signed codes have no sign, so that their cosines, and those of their nu
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
 
 from husai.analysis.calibration import calibration
 from husai.analysis.matching import agreement, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, NullScore, null_matrices, pairwise, sampler
+from husai.analysis.recovery import TRUE
 from husai.analysis.rotated import plane_rotated
 from husai.analysis.symmetry import Shifts, aligned, shifted, spaced
 from husai.config import AnalysisConfig
@@ -18,9 +18,7 @@ from husai.measure.hook import Hook
 from husai.measure.members import Members
 from husai.measure.rows import Measurement, Row, null_rows, pair_rows, per_seed
 from husai.seeding import generator
-from husai.truth.planes import GroundTruth
 
-TRUE_COSINE = 0.9  # |cosine| with a planted atom from which an atom counts as it
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
 
 
@@ -48,18 +46,10 @@ def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int
         for position, metric in enumerate(scores):
             null_rows(result, metric, null, NullScore.of(matrices[..., position]))
     if hook.truth is not None:
-        turned = [_turned(members, hook.truth, index) for index in range(draws)]
+        score_atoms, truth = partial(pwmcc, abs=members.signed), hook.truth
+        streams = (generator("null-plane_rotated", draw) for draw in range(draws))
+        turned = [pairwise([plane_rotated(atoms, truth, s) for atoms in members.atoms], score_atoms) for s in streams]
         null_rows(result, "pwmcc", "plane_rotated", NullScore.of(np.stack(turned)))
-
-
-def _turned(members: Members, truth: GroundTruth, draw: int) -> Float[np.ndarray, "seeds seeds"]:
-    """Pair scores of every dictionary with others whose true planes are turned, anew in every draw and for each of them."""
-    stream = generator("null-plane_rotated", draw)
-    others = [plane_rotated(atoms, truth, stream) for atoms in members.atoms]
-    matrix = np.eye(len(others))
-    for i, j in zip(*np.triu_indices(len(others), 1), strict=True):
-        matrix[i, j] = matrix[j, i] = pwmcc(members.atoms[i], others[j], abs=members.signed)
-    return matrix
 
 
 def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:
@@ -68,7 +58,7 @@ def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:
         return
     if hook.planted is not None:
         known = hook.planted.atoms
-        true = [(atoms @ known.T).abs().amax(1).numpy() >= TRUE_COSINE for atoms in members.atoms]
+        true = [(atoms @ known.T).abs().amax(1).numpy() >= TRUE for atoms in members.atoms]
     else:
         true = [reading.true.true for reading in members.readings if reading.true is not None]
     if len(true) < len(members.atoms):
