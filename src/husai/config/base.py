@@ -20,6 +20,11 @@ Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def later(default: Any, description: str, **rules: Any) -> Any:
+    """A field that came after results that are as with its default: left out of run ids and files where it has that."""
+    return Field(default=default, exclude_if=lambda value: value == default, description=description, **rules)
+
+
 class Config(BaseModel):
     """Base of all configs."""
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Positive
+from husai.config.base import Config, Positive, later
 
 
 class BaseSAEConfig(Config, ABC):
@@ -56,10 +56,9 @@ class KConfig(BaseSAEConfig):
         default=1.0, ge=0, description="weight of the dead latents' reconstruction of the residual"
     )
     k_aux: Positive | None = Field(default=None, description="dead latents used for it; null means d_in / 2")
-    auxk_rectified: bool = Field(
-        default=False,
-        exclude_if=lambda rectified: not rectified,
-        description="whether their codes are rectified too, as in Gao et al.'s code; SAELens' are not. Left out of run ids "
+    auxk_rectified: bool = later(
+        False,
+        "whether their codes are rectified too, as in Gao et al.'s code; SAELens' are not. Left out of run ids "
         "and files where false, since it came later than the results that have it so",
     )
     dead_steps: Positive = Field(

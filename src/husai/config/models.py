@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Seed, Size, read_yaml
+from husai.config.base import Config, Fraction, Positive, Seed, Size, later, read_yaml
 from husai.errors import HusaiError
 
 
@@ -53,10 +53,9 @@ class TransformerTrainingConfig(OptimiserConfig):
 
     frac_train: float = Field(default=0.5, gt=0, lt=1, description="share of the grid trained on")
     batch_size: Positive | None = Field(default=2048, description="pairs a step; null trains on the full batch")
-    pos_scale: Size = Field(
-        default=1.0,
-        exclude_if=lambda scale: scale == 1.0,
-        description="how many times as large positional embeddings start; from about 5 on, heads tell a from b at once, "
+    pos_scale: Size = later(
+        1.0,
+        "how many times as large positional embeddings start; from about 5 on, heads tell a from b at once, "
         "which sub and div need. Left out of files where 1",
     )
     split_seed: Seed = Field(default=0, description="seed of the train/test split")

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from husai.config.architectures import SAE_CONFIGS
-from husai.config.base import Config, Fraction, Positive, Seed, Size, override, read_yaml
+from husai.config.base import Config, Fraction, Positive, Seed, Size, later, override, read_yaml
 from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
 from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.errors import HusaiError
@@ -40,61 +40,44 @@ class SAETrainingConfig(Config):
     resample_until: Fraction = Field(
         default=0.6, description="share of the steps after which nothing is resampled any more"
     )
-    optimiser: Literal["adam", "rmsprop"] = Field(
-        default="adam",
-        exclude_if=lambda name: name == "adam",
-        description="rmsprop: with bias correction, which is Adam at beta1 = 0 without the memory of a first moment",
+    optimiser: Literal["adam", "rmsprop"] = later(
+        "adam", "rmsprop: with bias correction, which is Adam at beta1 = 0 without the memory of a first moment"
     )
-    normalise: Literal["scalar", "feature", "constant_norm", "none"] = Field(
-        default="scalar",
-        exclude_if=lambda how: how == "scalar",
-        description="what training sees: scalar: centred, mean squared norm d; feature: every coordinate centred, of variance "
+    normalise: Literal["scalar", "feature", "constant_norm", "none"] = later(
+        "scalar",
+        "what training sees: scalar: centred, mean squared norm d; feature: every coordinate centred, of variance "
         "1; constant_norm: every sample of norm √d, not centred; none: raw activations",
     )
-    decoder_norm_every: Positive = Field(
-        default=1,
-        exclude_if=lambda every: every == 1,
-        description="steps between projections of decoder rows to norm 1, where decoder_norm is unit",
+    decoder_norm_every: Positive = later(
+        1, "steps between projections of decoder rows to norm 1, where decoder_norm is unit"
     )
-    ema_decay: float | None = Field(
-        default=None,
+    ema_decay: float | None = later(
+        None,
+        "finished SAEs are exponential moving averages with this decay a step; null: the last step's weights",
         gt=0,
         lt=1,
-        exclude_if=lambda decay: decay is None,
-        description="finished SAEs are exponential moving averages with this decay a step; null: the last step's weights",
     )
-    decorrelation: float = Field(
-        default=0.0,
-        ge=0,
-        allow_inf_nan=False,
-        exclude_if=lambda weight: weight == 0,
-        description="β of β·Σ_{i≠j}(ŵ_i·ŵ_j)² over unit decoder rows, added to the loss",
+    decorrelation: float = later(
+        0.0, "β of β·Σ_{i≠j}(ŵ_i·ŵ_j)² over unit decoder rows, added to the loss", ge=0, allow_inf_nan=False
     )
-    probe: float = Field(
-        default=0.0,
-        ge=0,
-        allow_inf_nan=False,
-        exclude_if=lambda weight: weight == 0,
-        description="γ of γ · cross-entropy (nats) of a linear probe on the codes against the samples' labels, added to the "
+    probe: float = later(
+        0.0,
+        "γ of γ · cross-entropy (nats) of a linear probe on the codes against the samples' labels, added to the "
         "loss; the probe learns along and is dropped at the end. It leaks labels into the SAE",
-    )
-    probe_labels: str | None = Field(
-        default=None,
-        exclude_if=lambda name: name is None,
-        description="integer column of a store that the probe predicts; null: the answers of the task, or of what is planted",
-    )
-    temporal: float = Field(
-        default=0.0,
         ge=0,
         allow_inf_nan=False,
-        exclude_if=lambda weight: weight == 0,
-        description="δ of δ · mean ‖h_t − h_{t−1}‖² over the samples that follow another in time, added to the loss",
     )
-    target_l0: float | None = Field(
-        default=None,
-        gt=0,
-        exclude_if=lambda target: target is None,
-        description="L0 towards which the sparsity coefficient is steered, each seed's on its own; null: it is constant",
+    probe_labels: str | None = later(
+        None, "integer column of a store that the probe predicts; null: the answers of the task, or of what is planted"
+    )
+    temporal: float = later(
+        0.0,
+        "δ of δ · mean ‖h_t − h_{t−1}‖² over the samples that follow another in time, added to the loss",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    target_l0: float | None = later(
+        None, "L0 towards which the sparsity coefficient is steered, each seed's on its own; null: it is constant", gt=0
     )
     target_l0_rate: float = Field(
         default=0.01,
@@ -103,54 +86,34 @@ class SAETrainingConfig(Config):
         exclude_if=lambda rate: rate == 0.01,
         description="each step after warm-up multiplies the coefficient by exp(rate · (log L0 − log target_l0))",
     )
-    stop: Literal["fixed", "hopeless", "converged"] = Field(
-        default="fixed",
-        exclude_if=lambda rule: rule == "fixed",
-        description="fixed: after `steps`; hopeless: earlier, once every seed has collapsed; converged: also once fit and "
+    stop: Literal["fixed", "hopeless", "converged"] = later(
+        "fixed",
+        "fixed: after `steps`; hopeless: earlier, once every seed has collapsed; converged: also once fit and "
         "agreement are flat over a doubling of steps",
     )
-    buffer_rows: Positive = Field(
-        default=65536,
-        exclude_if=lambda rows: rows == 65536,
-        description="rows of a store that are shuffled together, and in memory for all seeds (at least one shard). Left out of "
+    buffer_rows: Positive = later(
+        65536,
+        "rows of a store that are shuffled together, and in memory for all seeds (at least one shard). Left out of "
         "run ids and files where 65536",
     )
-    dtype: DtypeName = Field(
-        default="fp32",
-        exclude_if=lambda name: name == "fp32",
-        description="what parameters are kept in between steps: fp32, bf16 or fp16",
+    dtype: DtypeName = later("fp32", "what parameters are kept in between steps: fp32, bf16 or fp16")
+    lower_dtype: DtypeName | None = later(
+        None, "what products are computed in, and so codes: fp32, bf16 or fp16; null: the same as dtype"
     )
-    lower_dtype: DtypeName | None = Field(
-        default=None,
-        exclude_if=lambda name: name is None,
-        description="what products are computed in, and so codes: fp32, bf16 or fp16; null: the same as dtype",
+    adam_trick: bool = later(
+        False, "gradients stay scaled in the optimiser, its eps along with them, and its update cancels the scale"
     )
-    adam_trick: bool = Field(
-        default=False,
-        exclude_if=lambda trick: not trick,
-        description="gradients stay scaled in the optimiser, its eps along with them, and its update cancels the scale",
-    )
-    gradient_scale: Size | None = Field(
-        default=None,
-        exclude_if=lambda scale: scale is None,
-        description="what the loss is multiplied by before its gradient is taken, against underflow; null: 1, or with "
+    gradient_scale: Size | None = later(
+        None,
+        "what the loss is multiplied by before its gradient is taken, against underflow; null: 1, or with "
         "adam_trick about batch_size / 16",
     )
-    compile: bool = Field(
-        default=False,
-        exclude_if=lambda compiled: not compiled,
-        description="losses go through torch.compile, in place of the kernels here",
+    compile: bool = later(False, "losses go through torch.compile, in place of the kernels here")
+    early_exit: Positive | None = later(
+        None, "training ends after this many steps, with everything saved, its schedules still those of `steps`"
     )
-    early_exit: Positive | None = Field(
-        default=None,
-        exclude_if=lambda end: end is None,
-        description="training ends after this many steps, with everything saved, its schedules still those of `steps`",
-    )
-    log_every: int | None = Field(
-        default=None,
-        ge=0,
-        exclude_if=lambda every: every is None,
-        description="steps between rows of the history; 0: none but the last step's; null: one a pass over the samples",
+    log_every: int | None = later(
+        None, "steps between rows of the history; 0: none but the last step's; null: one a pass over the samples", ge=0
     )
     checkpoint_every: Positive | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread
+from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread, later
 
 
 class PlantedConfig(Config):
@@ -34,10 +34,9 @@ class PlantedConfig(Config):
         "`together` beside one of the others, its children",
     )
     samples: Positive = Field(default=32768, description="samples drawn once, that everything is measured on")
-    streamed: bool = Field(
-        default=False,
-        exclude_if=lambda streamed: not streamed,
-        description="whether every training step draws fresh samples of the same atoms; else SAEs train on the ones that are "
+    streamed: bool = later(
+        False,
+        "whether every training step draws fresh samples of the same atoms; else SAEs train on the ones that are "
         "measured, pass after pass. Left out of files where false",
     )
     seed: Seed = Field(default=0, description="seed of atoms, codes and noise, each with a stream of its own")
