@@ -21,7 +21,8 @@ from husai.sae.checkpoint import Checkpoints
 from husai.sae.pairs import Pairs
 from husai.sae.params import Params
 from husai.sae.precision import Computation, Rounding, WideProducts, unit_of
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.workflow import train_sae_run
 
 LOW = [pair for pair in PAIRS if pair != ("fp32", "fp32")]
