@@ -98,19 +98,14 @@ def sae_score(
     json: JsonOption = False,
 ) -> None:
     """Every score of finished SAEs beside its chance levels, and of several their agreement. Nothing is trained."""
-    import warnings
-
     from husai.finished import score_folders, write_scores
     from husai.sae.registry import import_module
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with console.warnings_said():
         for name in imports or []:
             import_module(name, "--import")
         stores = {"shard_dir": shard_dir, "target_shard_dir": target_shard_dir}
         scored = score_folders(saes, model, hook, op=op, source_hook=source_hook, **stores)
-    for warning in caught:
-        console.err.print(f"husai: {warning.message}", markup=False)
     if out is not None:
         write_scores(scored, out)
     if json:
