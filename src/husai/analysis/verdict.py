@@ -6,12 +6,17 @@ CLOSE = 0.02  # symmetry figures closer than this are called equal
 MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell anything
 
 
+def exceeded(score: Interval, rungs: dict[str, Interval]) -> list[str]:
+    """The rungs whose interval lies wholly below the score's, lowest first; none where there is no interval."""
+    return sorted((name for name in rungs if score.low > rungs[name].high), key=lambda name: rungs[name].mean)
+
+
 def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     """Which rungs `score` exceeds, is not told apart from, or falls short of, by intervals that do not overlap."""
     if score.low != score.low:
         return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
     names = sorted((name for name in rungs if rungs[name].high == rungs[name].high), key=lambda name: rungs[name].mean)
-    above = [name for name in names if score.low > rungs[name].high]
+    above = exceeded(score, rungs)
     below = [name for name in names if score.high < rungs[name].low]
     level = [name for name in names if name not in above + below]
 
