@@ -238,7 +238,7 @@ def test_two_processes_at_once_agree(tmp_path):
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=300)
         assert worker.returncode == 0
     expected = NullCache().draws(KEY, LIVE, 8, Drawing())
     for name in ("one", "two"):

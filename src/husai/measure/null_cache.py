@@ -131,7 +131,7 @@ def _entries(folder: Path, name: str) -> Iterator[tuple[Path, int]]:
 def _read(path: Path, text: str, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The draws of an entry; None unless it is whole (its file has checksums), of this key and of this shape."""
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
             drawn, stated = entry["draws"], str(entry["key"])
     except DAMAGE:
         return None
