@@ -10,10 +10,11 @@ from husai.analysis.fit import evaluate_fit
 from husai.analysis.gram import gram
 from husai.analysis.ideal import by_projection, signed_axes
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, null_matrices, pairwise, sampler
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, NullScore, null_matrices, pairwise, sampler
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted, spaced
+from husai.analysis.tails import tail_p
 from husai.config import (
     AnalysisConfig,
     CirclesConfig,
@@ -29,6 +30,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
+from husai.measure.rows import Measurement, null_rows
 from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.known import Known
 from husai.sae.params import Params
@@ -44,7 +46,8 @@ FIT = {"explained_variance", "fvu", "relative_error", "l0", "dead", "n_live"}
 GRAM = {"gram_mean", "gram_max"}
 READING = set(FIGURES)
 RECOVERY = {"fourier_overlap", "decoder_overlap"}
-STABILITY = {"pwmcc", "max_cosine"}
+STABILITY = {"pwmcc", "max_cosine", "shared_fraction", "reappearance"}
+CODES = {"activation_matching"}
 VARIANTS = {"pwmcc_energy_weighted", "pwmcc_frequent"}  # without nulls of their own
 SYMMETRY = {"shifted", "self_shift", "aligned", "shift_support"}
 NULLS = {*DRAWN_NULLS, "untrained"}
@@ -108,8 +111,12 @@ def overall(measurement) -> dict[tuple[str, str], object]:
 def test_every_metric_stands_beside_its_nulls(final):
     rows = overall(final)
     expected = {
-        (metric, "") for metric in FIT | GRAM | READING | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
+        (metric, "")
+        for metric in FIT | GRAM | READING | RECOVERY | STABILITY | CODES | VARIANTS | SYMMETRY | {"n_frequent"}
     }
+    expected |= {(metric, null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {(f"{metric}_difference", null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {("reappear_in_all", null) for null in ("", *DRAWN_NULLS, "plane_rotated")}
     expected |= {(metric, null) for metric in READING for null in (*CODED_NULLS, "untrained")}
     expected |= {(metric, null) for metric in GRAM for null in NULLS}
     expected |= {("relative_error", "mean"), ("relative_error", "untrained")}
@@ -118,7 +125,7 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
     expected |= {(f"{metric}_{p}", null) for p in "pz" for metric in STABILITY for null in DRAWN_NULLS}
     expected |= {("calibration_auc", "")}
-    expected |= {(name, "plane_rotated") for name in ("pwmcc", "pwmcc_difference", "pwmcc_p", "pwmcc_z")}
+    expected |= {(f"{name}{what}", "plane_rotated") for name in STABILITY for what in ("", "_difference", "_p", "_z")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in final.rows)
@@ -132,7 +139,7 @@ def test_no_number_is_said_twice(final):
 def test_seeds_and_pairs_have_rows_of_their_own(final):
     for metric in FIT | GRAM | READING | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
         assert [r.seed for r in final.rows if r.metric == metric and r.seed is not None] == [0, 1, 2]
-    for metric in STABILITY | VARIANTS | {"shifted", "aligned"}:
+    for metric in STABILITY | CODES | VARIANTS | {"shifted", "aligned"}:
         pairs = [(r.seed, r.seed_b) for r in final.rows if r.metric == metric and r.seed is not None]
         assert pairs == [(0, 1), (0, 2), (1, 2)]
 
@@ -160,7 +167,7 @@ def test_the_numbers_are_those_of_the_definitions(final, members, ensembles, hoo
 
 
 def test_matrices_are_symmetric_with_unit_diagonal(final):
-    assert set(final.matrices) == STABILITY | VARIANTS | {"shifted", "aligned"}
+    assert set(final.matrices) == STABILITY | CODES | VARIANTS | {"shifted", "aligned"}
     for matrix in final.matrices.values():
         assert matrix.shape == (SEEDS, SEEDS)
         assert np.array_equal(matrix, matrix.T)
@@ -456,7 +463,10 @@ def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untr
 
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
-    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
+    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | CODES | VARIANTS | {"n_frequent", "l0_true"}}
+    expected |= {(metric, null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {(f"{metric}_difference", null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {("reappear_in_all", null) for null in ("", *DRAWN_NULLS)}
     expected |= {(metric, "") for metric in FIT | GRAM}
     expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
     expected |= {(metric, "untrained") for metric in FIRING | {"relative_error"}} | {("relative_error", "mean")}
@@ -527,7 +537,7 @@ def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
     metrics = {key[0] for key in overall(result) if not key[1]}
     assert metrics == FIT | GRAM | READING | RECOVERY | {
         f"{m}_unweighted" for m in RECOVERY
-    } | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
+    } | STABILITY | CODES | VARIANTS | SYMMETRY | {"n_frequent", "reappear_in_all"}
     for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):
         assert result.value(metric).mean == pytest.approx(1, abs=1e-4), metric
     assert result.value("purity").mean == pytest.approx(0.841, abs=0.01)

@@ -100,8 +100,9 @@ class NullCache:
         """`count` draws of S null dictionaries with the numbers of live atoms `n_live`, in their order.
 
         compute(n_live, count) → the draws, of which the r-th must depend on r, the key and n_live alone. It is called with
-        n_live in rising order, with a folder or without, so that seeds in another order share an entry. Raises
-        HusaiError if the folder cannot be written.
+        n_live in rising order, with a folder or without, so that seeds in another order share an entry. Scores may be
+        directed; one of single dictionaries is repeated along its row. Raises HusaiError if the folder cannot be
+        written.
         """
         order = sorted(range(len(n_live)), key=lambda seed: n_live[seed])
         rising = tuple(n_live[seed] for seed in order)
