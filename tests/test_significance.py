@@ -24,7 +24,8 @@ def with_fits(results: SuiteResults, *p_values: float, cells: int = 14) -> Suite
     for cell in [cell for cell in results.cells if not cell.control][:cells]:
         records = cell.records
         own = records[(records["metric"] == "pwmcc_p") & records["null"].isin(RUNGS[: len(p_values)])]
-        fits = own.assign(metric="pwmcc_p_fitted", value=own["null"].map(dict(zip(RUNGS, p_values, strict=False))))
+        of_rung = dict(zip(RUNGS, p_values, strict=False))
+        fits = own.assign(metric="pwmcc_p_fitted", value=[of_rung[null] for null in own["null"]])
         chosen.append(replace(cell, records=pd.concat([records, fits, own.assign(metric="pwmcc_z", value=7.0)])))
     results.__dict__["cells"] = chosen  # where the cached property keeps them
     return results
