@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 
 from husai.analysis.stats import holm
-from husai.analysis.verdict import exceeded
+from husai.analysis.verdict import standing
 from husai.report.results import RUNGS, CellView, SuiteResults, rows_of
 from husai.report.text import interval, markdown, named, number, plural
 
@@ -137,7 +137,7 @@ def _sentences(found: list[RungTest]) -> str:
 
 def _difference(cell: CellView, own: list[RungTest]) -> str:
     levels = {one.rung: cell.value("pwmcc", one.rung) for one in own}
-    above = exceeded(cell.value("pwmcc"), levels)
+    above = standing(cell.value("pwmcc"), levels).above
     lost = [f"{one.rung} (p {_p(one.corrected)})" for one in own if one.rung in above and not one.beyond]
     gained = [f"{one.rung} (p {_p(one.corrected)})" for one in own if one.beyond and one.rung not in above]
     parts = [f"above {', '.join(lost)} by its interval, but not after correction"] if lost else []
