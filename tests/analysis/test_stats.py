@@ -103,7 +103,7 @@ def test_the_p_of_a_difference_is_that_of_a_t_test():
 def test_the_interval_of_a_difference_is_welchs():
     first, second = np.array([0.8, 0.82, 0.79, 0.81, 0.8]), np.array([0.6, 0.7, 0.65])
     found = difference_interval(seed_interval(first), 5, seed_interval(second), 3)
-    expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    expected = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval()
     assert found == pytest.approx((first.mean() - second.mean(), expected.low, expected.high))
     still = Interval(0.5, 0.5, 0.5)
     assert difference_interval(still, 5, still, 5) == (0, 0, 0)

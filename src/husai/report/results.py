@@ -91,7 +91,7 @@ class CellView:
 
     @cached_property
     def steps(self) -> int:
-        return int(self.records["step"].max())
+        return max(self.records["step"].tolist())
 
     @cached_property
     def overall(self) -> dict[tuple[int, str, str], list[Interval]]:
