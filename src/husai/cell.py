@@ -255,12 +255,7 @@ def records_of(job: Job, step: int, rows: list[Row], converged: bool) -> pd.Data
             **seeds(row.seed, ""),
             **seeds(row.seed_b, "_b"),
             "step": step,
-            "metric": row.metric,
-            "null": row.null,
-            "value": row.value,
-            "ci_low": row.low,
-            "ci_high": row.high,
-            "n": row.n,
+            **row.columns(),
             "converged": converged,
         }
         for row in rows
