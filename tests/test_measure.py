@@ -29,6 +29,7 @@ from husai.config import (
 from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
+from husai.measure.null_cache import NullCache
 from husai.measure.reading import FIGURES
 from husai.measure.rows import Measurement, null_rows
 from husai.sae.dictionary import Dictionary, SAEEnsemble
@@ -47,7 +48,8 @@ GRAM = {"gram_mean", "gram_max"}
 READING = set(FIGURES)
 RECOVERY = {"fourier_overlap", "decoder_overlap"}
 STABILITY = {"pwmcc", "max_cosine", "shared_fraction", "reappearance"}
-CODES = {"activation_matching"}
+CODES = {"activation_matching", "subspace_stability"}  # and functional, where there is a model
+SAID = {"activation_matching"}  # where there are no true planes
 VARIANTS = {"pwmcc_energy_weighted", "pwmcc_frequent"}  # without nulls of their own
 SYMMETRY = {"shifted", "self_shift", "aligned", "shift_support"}
 NULLS = {*DRAWN_NULLS, "untrained"}
@@ -328,6 +330,8 @@ def test_matches_are_the_cosines_of_the_one_to_one_partners(table, members):
     assert live.match_mean.to_numpy()[both] == pytest.approx(partner.mean(0)[both])
     assert live.match_max.to_numpy()[both] == pytest.approx(partner.max(0)[both])
     assert (np.isnan(live.match_mean.to_numpy()) == np.isnan(partner).all(0)).all()
+    close = sum((cosines(own, other).max(1) >= 0.7).astype(int) for other in others)
+    assert live.reappears_in.tolist() == close.tolist()
 
 
 def test_live_atoms_name_their_subspace(table):
@@ -463,9 +467,9 @@ def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untr
 
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
-    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | CODES | VARIANTS | {"n_frequent", "l0_true"}}
-    expected |= {(metric, null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
-    expected |= {(f"{metric}_difference", null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | SAID | VARIANTS | {"n_frequent", "l0_true"}}
+    expected |= {(metric, null) for metric in SAID for null in (*CODED_NULLS, "untrained")}
+    expected |= {(f"{metric}_difference", null) for metric in SAID for null in (*CODED_NULLS, "untrained")}
     expected |= {("reappear_in_all", null) for null in ("", *DRAWN_NULLS)}
     expected |= {(metric, "") for metric in FIT | GRAM}
     expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
@@ -643,6 +647,48 @@ def test_a_model_is_asked_and_so_is_it_about_null_dictionaries(clock):
     for null in PURSUED_NULLS:
         assert result.value("rotation", null).mean < 0.3
         assert result.value("ablation", null).mean < 0.5
+
+
+def test_the_same_planes_cut_in_other_ways_agree_as_planes_and_less_in_what_they_say_or_do(clock):
+    """Signed axes turned by 1 rad in every plane: the same spans, other codes, other effects on the answers."""
+    members = Members.of(ideal(clock), clock)
+    result = measure(members, clock, ANALYSIS, final=True)
+    rows = overall(result)
+    for metric in ("activation_matching", "subspace_stability", "functional"):
+        assert {null for name, null in rows if name == metric} == {"", *CODED_NULLS}
+    assert result.value("subspace_stability").mean == pytest.approx(1, abs=1e-6)
+    assert result.value("pwmcc").mean == pytest.approx(math.cos(math.pi / 2 - 1), abs=0.02)
+    assert result.value("activation_matching").mean < 0.95
+    assert result.value("functional").mean < 0.95
+    twice = measure(Members.of(ideal(clock)[:1] * 2, clock), clock, ANALYSIS, final=True)
+    for metric in ("activation_matching", "subspace_stability", "functional", "shared_fraction", "reappear_in_all"):
+        assert twice.value(metric).mean == pytest.approx(1, abs=1e-5), metric
+    for null in CODED_NULLS:
+        assert result.value("functional", null).mean < 0.6
+
+
+def test_what_atoms_do_is_asked_only_of_what_the_model_was_given(clock):
+    stand_in = clock.with_samples(permuted(clock.x, generator=generator("test-measure")))
+    result = measure(Members.of(ideal(clock), stand_in), stand_in, ANALYSIS, final=True)
+    assert "functional" not in result.matrices
+    assert "activation_matching" in result.matrices
+
+
+def test_without_causes_a_model_is_not_asked(clock):
+    members = Members.of(ideal(clock), clock, causes=False)
+    metrics = {row.metric for row in measure(members, clock, ANALYSIS, final=True).rows}
+    assert not metrics & set(CAUSES)
+    assert {"functional", "true_atoms"} <= metrics
+
+
+def test_draws_kept_on_disk_give_the_same_rows(clock, tmp_path):
+    members = Members.of(ideal(clock), clock, causes=False)
+    plain = measure(members, clock, ANALYSIS, final=True)
+    for _ in range(2):
+        kept = measure(members, clock, ANALYSIS, final=True, cache=NullCache(tmp_path))
+        assert [row[:3] for row in kept.rows] == [row[:3] for row in plain.rows]
+        assert [row.value for row in kept.rows] == pytest.approx([row.value for row in plain.rows], nan_ok=True)
+    assert len(list(tmp_path.glob("*.npz"))) == len(DRAWN_NULLS)
 
 
 def test_samples_that_stand_in_leave_the_model_its_own(clock):
