@@ -1,6 +1,7 @@
 """The results of a suite as the report sees them."""
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -229,20 +230,40 @@ class SuiteResults:
         """The same without controls."""
         return list(dict.fromkeys(map(source_of, self.models)))
 
+    @cached_property
+    def _alike(self) -> dict[tuple[str, str], list[CellView]]:
+        """Cells of one place and setting: the source's own and its controls'."""
+        found: dict[tuple[str, str], list[CellView]] = defaultdict(list)
+        for cell in self.cells:
+            found[cell.place, cell.setting].append(cell)
+        return found
+
     def surrogate_of(self, cell: CellView) -> CellView | None:
         """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
 
         None too if the suite has several entries of this setting, whose cells cannot be told apart.
         """
-        same = [c for c in self.cells if (c.place, c.setting) == (cell.place, cell.setting)]
+        same = self._alike[cell.place, cell.setting]
         if cell.control or sum(not c.control for c in same) != 1:
             return None
         surrogates = [c for c in same if c.tier == "surrogate"]
         return min(surrogates, key=lambda c: int(c.control.rsplit("-", 1)[1]), default=None)
 
+    def rungs(self, cell: CellView, metric: str = "pwmcc") -> dict[str, Interval]:
+        """Every chance level of a figure at the end, with what SAEs trained on a surrogate reach."""
+        twin = self.surrogate_of(cell)
+        trained = {} if twin is None else {"surrogate_trained": twin.value(metric)}
+        levels = cell.nulls(metric) | trained
+        return {name: level for name, level in levels.items() if level.mean == level.mean}
+
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
             return dict(data)
+
+    def array(self, cell: CellView, name: str) -> np.ndarray | None:
+        """One array of a cell; None where it was not computed."""
+        with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
+            return data[name] if name in data.files else None
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
         """Rows of the atom table of a cell's first seed, by atom."""

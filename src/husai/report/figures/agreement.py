@@ -1,5 +1,6 @@
 """Agreement of a suite's seeds, cell by cell: matrices, curves, and the ladder of chance levels."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ from husai.report.figures.canvas import (
     star,
     step_axis,
 )
-from husai.report.results import NULLS, SuiteResults
+from husai.report.results import NULLS, CellView, SuiteResults
 
 
 def stability_matrices(results: SuiteResults) -> Figure:
@@ -71,9 +72,9 @@ def stability_over_steps(results: SuiteResults) -> Figure:
     return figure
 
 
-def ladder(results: SuiteResults) -> Figure:
+def ladder(results: SuiteResults, cells: Sequence[CellView]) -> Figure:
     """Every cell's agreement on one line with the rungs of its ladder; thick bars are the 95% intervals of the rungs."""
-    cells = list(reversed(results.cells))
+    cells = list(reversed(cells))
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.6 * gaps
     figure, ax = plt.subplots(figsize=(6.2, 0.26 * places[-1] + 1.5))
@@ -81,9 +82,7 @@ def ladder(results: SuiteResults) -> Figure:
     for y, cell in zip(places, cells, strict=True):
         score = cell.value("pwmcc")
         ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
-        levels = cell.nulls("pwmcc")
-        if twin := results.surrogate_of(cell):
-            levels["surrogate_trained"] = twin.value("pwmcc")
+        levels = results.rungs(cell)
         drawn |= dict.fromkeys(levels)
         for null, value in levels.items():
             ax.plot([value.low, value.high], [y, y], color=RUNG_COLORS[null], lw=4, alpha=0.35, solid_capstyle="butt")
@@ -110,9 +109,9 @@ TIER_PANELS = (
 )
 
 
-def tiers(results: SuiteResults) -> Figure:
-    """Agreement and recovery of every source of truth, each beside its chance levels."""
-    cells = [cell for cell in reversed(results.cells) if not cell.control]
+def tiers(results: SuiteResults, cells: Sequence[CellView]) -> Figure:
+    """Agreement and recovery of every source of truth, each beside its chance levels; without controls."""
+    cells = [cell for cell in reversed(cells) if not cell.control]
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.7 * gaps
     figure, axes = plt.subplots(1, len(TIER_PANELS), figsize=(9.4, 0.24 * places[-1] + 1.6), sharey=True)
@@ -132,9 +131,7 @@ def tiers(results: SuiteResults) -> Figure:
                 )
                 continue
             ax.plot([0, 1], [y, y], color="#eaeef2", lw=0.8, zorder=0)
-            levels = cell.nulls(metric)
-            if twin := results.surrogate_of(cell):
-                levels |= {"surrogate_trained": twin.value(metric)}
+            levels = results.rungs(cell, metric)
             seen |= {rung(null) for null in levels}
             for null, value in levels.items():
                 ax.plot(

@@ -9,11 +9,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
 from husai.analysis.stats import Interval
-from husai.report.results import CellView, SuiteResults
+from husai.report.results import NAMES, CellView, SuiteResults
+from husai.report.settings import Place, placed
 
 INK, SCORE, GREY, FIT = "#1b1f24", "#0b5fa5", "#8c959f", "#3a7d44"
 NULL_COLORS = {"ambient": "#9aa5b1", "untrained": "#57606a", "data": "#e0a030", "data_points": "#c4452d"}
@@ -125,3 +128,52 @@ def score_point(ax: Axes, y: float, score: Interval, converged: bool) -> None:
     ax.errorbar(
         [score.mean], [y], xerr=[[low], [high]], fmt="o", ms=4.5, color=SCORE, mfc=fill, lw=1.2, zorder=5, clip_on=False
     )
+
+
+METHOD_COLORS = ("#0b5fa5", "#c4452d", "#3a7d44", "#7d4fa3", "#d98e04", "#16808a", "#d6558c", "#8b5a2b")
+PALEST = 0.62  # how much white the densest of several cells has
+
+
+class Hand(NamedTuple):
+    """How cells of several methods are told apart: colour by architecture, darker where sparser, dashed where wider."""
+
+    places: dict[str, Place]
+    architectures: tuple[str, ...]
+    ranks: dict[tuple[str, int], int]
+    narrow: int
+
+    @classmethod
+    def of(cls, cells: Sequence[CellView]) -> "Hand":
+        places = placed(cells)
+        ranks: dict[tuple[str, int], int] = {}
+        for kind, d_sae, rank in places.values():
+            ranks[kind, d_sae] = max(rank, ranks.get((kind, d_sae), 0))
+        kinds = dict.fromkeys(cell.architecture for cell in cells)
+        return cls(places, tuple(kinds), ranks, min(cell.d_sae for cell in cells))
+
+    def color(self, cell: CellView) -> tuple[float, float, float]:
+        kind, d_sae, rank = self.places[cell.run_id]
+        most = self.ranks[kind, d_sae]
+        return _paler(self._of(kind), PALEST * (1 - rank / most) if most else 0.0)
+
+    def _of(self, architecture: str) -> str:
+        return METHOD_COLORS[self.architectures.index(architecture) % len(METHOD_COLORS)]
+
+    def dash(self, cell: CellView) -> str:
+        return "-" if cell.d_sae == self.narrow else "--"
+
+    def legend(self) -> list[Line2D]:
+        """One entry an architecture, and what shade and dashes mean where there are any."""
+        entries = [
+            Line2D([], [], color=self._of(kind), lw=2, label=NAMES.get(kind, kind)) for kind in self.architectures
+        ]
+        if any(self.ranks.values()):
+            entries.append(Line2D([], [], color=_paler(INK, PALEST), lw=2, label="paler: denser codes"))
+        if any(d_sae != self.narrow for _, d_sae in self.ranks):
+            entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=f"wider than {self.narrow}"))
+        return entries
+
+
+def _paler(color: str, white: float) -> tuple[float, float, float]:
+    red, green, blue = (1 - (1 - part) * (1 - white) for part in to_rgb(color))
+    return red, green, blue
