@@ -5,7 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from husai.analysis.stats import Interval
+from husai.report.caveats import heading
+from husai.report.markdown import interval, markdown, named
 from husai.report.results import CellView, SuiteResults
+
+MEANING = """AUC: the chance that of two atoms that fire alike, one true and one not, seeds agree more on the true one. At .5
+agreement says nothing about truth; where the interval holds .5, it is not shown to say anything.
+"""
 
 
 class Judged(NamedTuple):
@@ -37,3 +43,15 @@ def _judge(cell: CellView, bins: np.ndarray) -> Judged:
     if (bins[:, 2] == 1).all():
         return Judged(cell, auc, bins, "every atom is true")
     return Judged(cell, auc, bins, "no atoms of like firing rate are both")
+
+
+def predicts(results: SuiteResults) -> str:
+    """A section: the AUC of every cell whose atoms' truth is known; '' if there is none."""
+    found = judged(results)
+    if not found:
+        return ""
+    rows = [
+        [*named(one.cell), one.cell.tier, one.missing or interval(one.auc), f"{one.share_true:.1%}"] for one in found
+    ]
+    table = markdown(["hook", "SAE", "tier", "AUC", "true atoms"], rows)
+    return f"## Does agreement predict truth?{heading(results.cells)}\n\n{MEANING}\n{table}\n"

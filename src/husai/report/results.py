@@ -90,9 +90,9 @@ class CellView:
         """Kind and seed of what stands in for the activations, such as `surrogate-0`; '' for the activations themselves."""
         return self.model.rsplit("/", 1)[1] if self.tier in ("surrogate", "permuted") else ""
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        return max(int(step) for step in self.records["step"])
+        return int(self.records["step"].max())
 
     @cached_property
     def _overall(self) -> dict[tuple[int, str, str], Interval]:
@@ -103,12 +103,11 @@ class CellView:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
         return self._overall.get((self.steps if step is None else step, metric, null), Interval(NAN, NAN, NAN))
 
-    def nulls(self, metric: str) -> dict[str, Interval]:
-        """Every chance level of a figure over all seeds at the end, by name."""
+    def nulls(self, metric: str, step: int | None = None) -> dict[str, Interval]:
+        """Every chance level of a figure over all seeds at `step` (default: the end), by name."""
+        at = self.steps if step is None else step
         return {
-            null: value
-            for (step, name, null), value in self._overall.items()
-            if null and (step, name) == (self.steps, metric)
+            null: value for (when, name, null), value in self._overall.items() if null and (when, name) == (at, metric)
         }
 
     def curve(self, metric: str, null: str = "") -> tuple[list[int], list[Interval]]:

@@ -89,7 +89,17 @@ def _block(
             text = "·" if one.value != one.value else f"{one.value:.2f}".replace("0.", ".", 1) + star(cell)
             strong = abs(one.value) > 0.6
             ink = GREY if text == "·" else "white" if strong else INK
-            ax.text(x, y, text, ha="center", va="center", fontsize=5.5, color=ink, weight="bold" if one.sure else None)
+            ax.text(
+                x,
+                y,
+                text,
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color=ink,
+                weight="bold" if one.sure else None,
+                in_layout=False,
+            )
     least = -1 if colors == "RdBu" else 0
     ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=least, vmax=1, aspect="auto")
     kinds = [own[0].architecture for own in rows]

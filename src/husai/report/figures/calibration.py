@@ -79,6 +79,7 @@ def _curves(ax: Axes, found: Sequence[Judged], hand: Hand) -> None:
             mew=0.5,
             label=one.cell.label,
             clip_on=False,
+            in_layout=False,
         )
     ax.set_xlim(min(0.0, *(float(np.min(one.bins[:, 1])) for one in found)), 1)
     ax.set_ylim(-0.03, 1.03)

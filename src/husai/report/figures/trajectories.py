@@ -68,4 +68,16 @@ def _panel(ax: Axes, cells: Sequence[CellView], metrics: Sequence[str], hand: Ha
         color = hand.color(cell)
         ax.plot(steps, [value.mean for value in values], color=color, ls=hand.dash(cell), lw=1, label=cell.label)
         end, fill = values[-1].mean, color if cell.converged else "white"
-        ax.plot([steps[-1]], [end], marker="o", ms=3, color=color, mfc=fill, mew=0.7, ls="", zorder=4, clip_on=False)
+        ax.plot(
+            [steps[-1]],
+            [end],
+            marker="o",
+            ms=3,
+            color=color,
+            mfc=fill,
+            mew=0.7,
+            ls="",
+            zorder=4,
+            clip_on=False,
+            in_layout=False,
+        )
