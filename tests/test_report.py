@@ -68,7 +68,7 @@ def drawn(ax, label):
 
 def test_trajectories_show_every_step_of_every_measure(results):
     figure = trajectories(results)
-    panels = np.array([ax for ax in figure.axes]).reshape(-1, 7)
+    panels = np.array(figure.axes).reshape(-1, 7)
     assert [ax.get_title() for ax in panels[0]] == list(dict.fromkeys(cell.place for cell in results.cells))
     titles = [line[0].get_ylabel() for line in panels]
     assert titles[:3] == ["pwmcc", "max_cosine", "explained\nvariance"]
