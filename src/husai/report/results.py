@@ -159,6 +159,12 @@ class CellView:
         return "_".join(str(part) for part in parts if part)
 
 
+def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "pwmcc") -> dict[str, Interval]:
+    """The ladder of a cell's figure at the end, as far as it was computed. surrogate: the cell trained on one."""
+    trained = {} if surrogate is None else {"surrogate_trained": surrogate.value(metric)}
+    return {name: level for name, level in (cell.nulls(metric) | trained).items() if level.mean == level.mean}
+
+
 @dataclass(frozen=True)
 class SuiteResults:
     """Everything a report reads: the cells that `cells.json` lists, as far as they are finished.
@@ -250,10 +256,7 @@ class SuiteResults:
 
     def rungs(self, cell: CellView, metric: str = "pwmcc") -> dict[str, Interval]:
         """Every chance level of a figure at the end, with what SAEs trained on a surrogate reach."""
-        twin = self.surrogate_of(cell)
-        trained = {} if twin is None else {"surrogate_trained": twin.value(metric)}
-        levels = cell.nulls(metric) | trained
-        return {name: level for name, level in levels.items() if level.mean == level.mean}
+        return rungs_of(cell, self.surrogate_of(cell), metric)
 
     def level(self, cell: CellView, metric: str, null: str) -> tuple[CellView, str]:
         """The cell and the null whose record is this chance level of `cell`: another cell for `surrogate_trained`.

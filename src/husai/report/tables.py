@@ -12,7 +12,7 @@ from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
 from husai.report.markdown import beside_table, has, interval, markdown, named, number, plural
 from husai.report.measures import measures
-from husai.report.results import NULLS, RUNGS, CellView, SuiteResults
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
@@ -132,14 +132,6 @@ def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     labels = sorted({label for _, label in counts})
     rows = [[*named(cell), *(str(counts[cell.run_id, label]) for label in labels)] for cell in cells]
     return markdown(["hook", "SAE", *labels], rows)
-
-
-def rungs_of(cell: CellView, surrogate: CellView | None = None) -> dict[str, Interval]:
-    """The ladder of a cell's pwmcc, as far as it was computed. surrogate: the cell trained on one."""
-    scored = {null: cell.value("pwmcc", null) for null in RUNGS}
-    if surrogate is not None:
-        scored["surrogate_trained"] = surrogate.value("pwmcc")
-    return {null: score for null, score in scored.items() if score.mean == score.mean}
 
 
 def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
