@@ -95,25 +95,30 @@ class CellView:
         return int(self.records["step"].max())
 
     @cached_property
-    def _overall(self) -> dict[tuple[int, str, str], Interval]:
-        rows = rows_of(self.records[self.records["init_seed"].isna()])
-        return {(r["step"], r["metric"], r["null"]): Interval(r["value"], r["ci_low"], r["ci_high"]) for r in rows}
+    def _overall(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """Figures over all seeds by metric, null and step."""
+        found: dict[str, dict[str, dict[int, Interval]]] = {}
+        rows = self.records[self.records["init_seed"].isna()]
+        columns = [rows[name].tolist() for name in ("metric", "null", "step", "value", "ci_low", "ci_high")]
+        for metric, null, step, value, low, high in zip(*columns, strict=True):
+            found.setdefault(metric, {}).setdefault(null, {})[step] = Interval(value, low, high)
+        return found
 
     def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
-        return self._overall.get((self.steps if step is None else step, metric, null), Interval(NAN, NAN, NAN))
+        levels = self._overall.get(metric, {}).get(null, {})
+        return levels.get(self.steps if step is None else step, Interval(NAN, NAN, NAN))
 
     def nulls(self, metric: str, step: int | None = None) -> dict[str, Interval]:
         """Every chance level of a figure over all seeds at `step` (default: the end), by name."""
-        at = self.steps if step is None else step
-        return {
-            null: value for (when, name, null), value in self._overall.items() if null and (when, name) == (at, metric)
-        }
+        at, levels = self.steps if step is None else step, self._overall.get(metric, {})
+        return {null: found[at] for null, found in levels.items() if null and at in found}
 
     def curve(self, metric: str, null: str = "") -> tuple[list[int], list[Interval]]:
         """The figure at every step it was taken at."""
-        steps = sorted(step for step, name, which in self._overall if (name, which) == (metric, null))
-        return steps, [self._overall[step, metric, null] for step in steps]
+        found = self._overall.get(metric, {}).get(null, {})
+        steps = sorted(found)
+        return steps, [found[step] for step in steps]
 
     def matrix(self, metric: str) -> np.ndarray:
         """S×S matrix of a pairwise score at the end; the diagonal is 1."""
