@@ -71,6 +71,8 @@ def test_trajectories_show_every_step_of_every_measure(results):
     panels = np.array(figure.axes).reshape(-1, 7)
     assert [ax.get_title() for ax in panels[0]] == list(dict.fromkeys(cell.place for cell in results.cells))
     titles = [line[0].get_ylabel() for line in panels]
+    labelled = [[ax.xaxis.get_tick_params()["labelbottom"] for ax in line] for line in panels]
+    assert labelled == [[row == len(panels) - 1] * 7 for row in range(len(panels))]
     assert titles[:3] == ["pwmcc", "max_cosine", "explained\nvariance"]
     cell = results.cells[0]
     for row, metric in ((0, "pwmcc"), (2, "explained_variance"), (3, "gt_mcc")):

@@ -56,6 +56,7 @@ def _areas(ax: Axes, found: Sequence[Judged], hand: Hand) -> None:
         fill = color if one.cell.converged else "white"
         ax.plot([one.auc.mean], [y], marker="o", ms=3, color=color, mfc=fill, mew=0.7, ls="", label=one.cell.label)
     ax.set_xlim(0, 1)
+    ax.set_xticks((0, 0.5, 1))
     ax.set_ylim(-0.8, len(ordered) - 0.2)
     ax.set_yticks([])
 

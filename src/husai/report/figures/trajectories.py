@@ -23,7 +23,7 @@ ROWS = (*((title, (metric,)) for metric, title in PAIRS.items()), *OTHERS)
 
 
 def trajectories(results: SuiteResults) -> Figure:
-    """All that was measured more than once, cells of a source in one panel; controls stand in the ladder instead."""
+    """All that was measured more than once, a dot where it was; cells of a source in one panel, without controls."""
     cells = [cell for cell in results.cells if not cell.control]
     places = list(dict.fromkeys(cell.place for cell in cells))
     rows = [(title, metrics) for title, metrics in ROWS if any(_measured(cell, metrics) for cell in cells)]
@@ -36,12 +36,13 @@ def trajectories(results: SuiteResults) -> Figure:
             own = [cell for cell in cells if cell.place == place]
             _panel(ax, own, metrics, hand)
             step_axis(ax, max(cell.steps for cell in own))
-            ax.tick_params(labelbottom=line is axes[-1])
+            ax.tick_params(labelbottom=ax in axes[-1])
             ax.set_ylim(-0.04, 1.04)
             ax.set_yticks((0, 0.5, 1))
     for ax, place in zip(axes[0], places, strict=True):
         ax.set_title(place, weight="bold")
-    figure.supxlabel("training steps", fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel("training steps")
     marks = [
         Line2D([], [], color=GREY, lw=0.6, label="highest chance level of drawn atoms"),
         Line2D([], [], color=INK, marker="o", ms=3, mfc="white", ls="", label="not converged"),
@@ -66,7 +67,8 @@ def _panel(ax: Axes, cells: Sequence[CellView], metrics: Sequence[str], hand: Ha
             ax.plot(steps, [level.mean for level in levels], color=GREY, lw=0.5, alpha=0.7, zorder=1)
         steps, values = cell.curve(metric)
         color = hand.color(cell)
-        ax.plot(steps, [value.mean for value in values], color=color, ls=hand.dash(cell), lw=1, label=cell.label)
+        taken = {"marker": ".", "ms": 2.5, "mew": 0, "lw": 1, "label": cell.label}
+        ax.plot(steps, [value.mean for value in values], color=color, ls=hand.dash(cell), **taken)
         end, fill = values[-1].mean, color if cell.converged else "white"
         ax.plot(
             [steps[-1]],
