@@ -62,6 +62,14 @@ def grown(tmp_path):
     return SuiteResults.load(tmp_path)
 
 
+def xs(line):
+    return np.asarray(line.get_xdata(), dtype=float)
+
+
+def ys(line):
+    return np.asarray(line.get_ydata(), dtype=float)
+
+
 def drawn(ax, label):
     return next(line for line in ax.get_lines() if line.get_label() == label)
 
@@ -79,8 +87,8 @@ def test_trajectories_show_every_step_of_every_measure(results):
         steps, values = cell.curve(metric)
         line = drawn(panels[row][0], cell.label)
         assert steps[0] == 0
-        np.testing.assert_array_equal(line.get_xdata(), steps)
-        np.testing.assert_allclose(line.get_ydata(), [value.mean for value in values])
+        np.testing.assert_array_equal(xs(line), steps)
+        np.testing.assert_allclose(ys(line), [value.mean for value in values])
 
 
 def test_the_end_of_a_trajectory_is_hollow_unless_it_converged(results):
@@ -90,7 +98,7 @@ def test_the_end_of_a_trajectory_is_hollow_unless_it_converged(results):
     own = [cell for cell in results.cells if cell.place == ax.get_title() and not cell.control]
     assert [line.get_markerfacecolor() != "white" for line in ends] == [cell.converged for cell in own]
     assert {cell.converged for cell in own} == {True, False}
-    np.testing.assert_allclose([line.get_ydata()[0] for line in ends], [cell.value("pwmcc").mean for cell in own])
+    np.testing.assert_allclose([ys(line)[0] for line in ends], [cell.value("pwmcc").mean for cell in own])
 
 
 def test_cells_stand_by_method_and_rank_of_sparsity(results):
@@ -139,14 +147,14 @@ def test_the_figure_of_calibration_holds_curves_areas_and_chance(grown):
     areas, first = figure.axes[0], figure.axes[1]
     planted = [cell for cell in grown.cells if cell.place == "planted" and not cell.control]
     points = [line for line in areas.get_lines() if line.get_marker() == "o"]
-    assert [line.get_xdata()[0] for line in points] == [0.8] * sum(cell.sparsity > 1 for cell in planted)
-    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in areas.get_lines()), "chance"
-    bars = [list(line.get_xdata()) for line in areas.get_lines() if len(line.get_xdata()) == 2]
+    assert [xs(line)[0] for line in points] == [0.8] * sum(cell.sparsity > 1 for cell in planted)
+    assert any(list(xs(line)) == [0.5, 0.5] for line in areas.get_lines()), "chance"
+    bars = [list(xs(line)) for line in areas.get_lines() if len(xs(line)) == 2]
     assert [0.7, 0.9] in bars
     assert {text.get_text() for text in areas.texts} == {"no atom is true"}
     curves = [line for line in first.get_lines() if line.get_marker() == "o"]
     assert len(curves) == 4
-    np.testing.assert_allclose(curves[-1].get_xdata(), BINS[:, 1])
+    np.testing.assert_allclose(xs(curves[-1]), BINS[:, 1])
 
 
 def test_a_large_suite_is_drawn_as_an_atlas_and_by_source(grown):

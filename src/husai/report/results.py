@@ -92,7 +92,7 @@ class CellView:
 
     @cached_property
     def steps(self) -> int:
-        return int(self.records["step"].max())
+        return int(max(self.records["step"].tolist()))
 
     @cached_property
     def _overall(self) -> dict[str, dict[str, dict[int, Interval]]]:

@@ -23,7 +23,10 @@ ROWS = (*((title, (metric,)) for metric, title in PAIRS.items()), *OTHERS)
 
 
 def trajectories(results: SuiteResults) -> Figure:
-    """All that was measured more than once, a dot where it was; cells of a source in one panel, without controls."""
+    """All that was measured more than once, a dot where it was; cells of a source in one panel, without controls.
+
+    A thin line joins what was measured before training and at the end alone.
+    """
     cells = [cell for cell in results.cells if not cell.control]
     places = list(dict.fromkeys(cell.place for cell in cells))
     rows = [(title, metrics) for title, metrics in ROWS if any(_measured(cell, metrics) for cell in cells)]
@@ -67,7 +70,7 @@ def _panel(ax: Axes, cells: Sequence[CellView], metrics: Sequence[str], hand: Ha
             ax.plot(steps, [level.mean for level in levels], color=GREY, lw=0.5, alpha=0.7, zorder=1)
         steps, values = cell.curve(metric)
         color = hand.color(cell)
-        taken = {"marker": ".", "ms": 2.5, "mew": 0, "lw": 1, "label": cell.label}
+        taken = {"marker": ".", "ms": 2.5, "mew": 0, "lw": 1 if len(steps) > 2 else 0.4, "label": cell.label}
         ax.plot(steps, [value.mean for value in values], color=color, ls=hand.dash(cell), **taken)
         end, fill = values[-1].mean, color if cell.converged else "white"
         ax.plot(
