@@ -6,8 +6,8 @@ import numpy as np
 
 from husai.analysis.stats import Interval
 from husai.report.caveats import heading
-from husai.report.markdown import interval, markdown, named
 from husai.report.results import CellView, SuiteResults
+from husai.report.text import interval, markdown, named
 
 MEANING = """AUC: the chance that of two atoms that fire alike, one true and one not, seeds agree more on the true one. At .5
 agreement says nothing about truth; where the interval holds .5, it is not shown to say anything.

@@ -1,9 +1,9 @@
 """Every measure of agreement between seeds, as a table. (docs/method.md §Stability)"""
 
 from husai.report.caveats import heading
-from husai.report.markdown import beside, has, markdown, named
 from husai.report.results import SuiteResults
 from husai.report.settings import PAIRS
+from husai.report.text import beside, has, markdown, named
 
 
 def measures(results: SuiteResults) -> str:

@@ -10,9 +10,10 @@ import pandas as pd
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
-from husai.report.markdown import beside_table, has, interval, markdown, named, number, plural
 from husai.report.measures import measures
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
+from husai.report.significance import significance
+from husai.report.text import beside_table, has, interval, markdown, named, number, plural
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
@@ -268,6 +269,7 @@ SECTIONS: tuple[Callable[[SuiteResults], str], ...] = (
     verdicts,
     fit,
     stability,
+    significance,
     measures,
     symmetries,
     predicts,

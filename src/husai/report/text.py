@@ -1,4 +1,4 @@
-"""How numbers and cells are written in summaries."""
+"""Numbers and tables as text, alike in every report."""
 
 from husai.analysis.stats import Interval
 from husai.report.results import CellView
