@@ -1,7 +1,7 @@
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -211,6 +211,7 @@ WORKER = """
 import sys
 from pathlib import Path
 import numpy as np
+sys.path.insert(0, sys.argv[3])
 from test_null_cache import KEY, LIVE, Drawing
 from husai.measure.null_cache import NullCache
 
@@ -222,27 +223,23 @@ np.savez(sys.argv[2], *[cache.draws(KEY, LIVE, count, drawing) for count in (2, 
 
 
 def test_two_processes_at_once_agree(tmp_path):
-    folder = tmp_path / "nulls"
-    command = [sys.executable, "-c", WORKER, str(folder)]
-    workers = [
-        subprocess.Popen(
-            [*command, str(tmp_path / f"{name}.npz")], cwd=Path(__file__).parent, stdin=PIPE, stdout=PIPE, text=True
-        )
-        for name in ("one", "two")
-    ]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        worker.communicate(timeout=300)
-        assert worker.returncode == 0
+    folder, here = tmp_path / "nulls", str(Path(__file__).parent)
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                Popen([sys.executable, "-c", WORKER, str(folder), str(tmp_path / name), here], stdin=PIPE, stdout=PIPE)
+            )
+            for name in ("one.npz", "two.npz")
+        ]
+        assert [worker.stdout.readline() for worker in workers if worker.stdout] == [b"ready\n"] * 2
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write(b"go\n")
+            worker.stdin.flush()
+    assert [worker.returncode for worker in workers] == [0, 0]
     expected = NullCache().draws(KEY, LIVE, 8, Drawing())
-    for name in ("one", "two"):
-        with np.load(tmp_path / f"{name}.npz") as found:
+    for name in ("one.npz", "two.npz"):
+        with np.load(tmp_path / name) as found:
             for drawn in found.values():
                 assert np.array_equal(drawn, expected[: len(drawn)])
     assert sorted(path.name.rsplit("-", 1)[1] for path in folder.iterdir()) == ["2.npz", "5.npz", "8.npz"]

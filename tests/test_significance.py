@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from husai.report.results import SuiteResults
-from husai.report.significance import significance, tested
+from husai.report.significance import rung_tests, significance
 from husai.report.tables import summary
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -24,14 +24,15 @@ def with_fits(results: SuiteResults, *p_values: float, cells: int = 14) -> Suite
     for cell in [cell for cell in results.cells if not cell.control][:cells]:
         records = cell.records
         own = records[(records["metric"] == "pwmcc_p") & records["null"].isin(RUNGS[: len(p_values)])]
-        fits = own.assign(metric="pwmcc_p_fitted", value=own["null"].map(dict(zip(RUNGS, p_values, strict=False))))
+        of_rung = dict(zip(RUNGS, p_values, strict=False))
+        fits = own.assign(metric="pwmcc_p_fitted", value=[of_rung[null] for null in own["null"]])
         chosen.append(replace(cell, records=pd.concat([records, fits, own.assign(metric="pwmcc_z", value=7.0)])))
     results.__dict__["cells"] = chosen  # where the cached property keeps them
     return results
 
 
 def test_every_cell_that_is_no_control_is_tested_against_every_drawn_rung(ladder):
-    found = tested(ladder)
+    found = rung_tests(ladder)
     assert len(found) == 14 * 3
     assert {one.rung for one in found} == set(RUNGS)
     assert not any(one.cell.control for one in found)
@@ -50,13 +51,13 @@ def test_records_without_fits_say_that_they_cannot_say(ladder):
 
 
 def test_corrected_by_hand(ladder):
-    found = tested(with_fits(ladder, 0.01, 0.02, 0.06, cells=1))
+    found = rung_tests(with_fits(ladder, 0.01, 0.02, 0.06, cells=1))
     assert [one.corrected for one in found] == pytest.approx([0.03, 0.04, 0.06])
     assert [one.verdict for one in found] == ["yes", "yes", "no"]
 
 
 def test_a_counted_p_stands_where_none_is_fitted(ladder):
-    found = tested(with_fits(ladder, 1e-6, 1e-6, cells=1))
+    found = rung_tests(with_fits(ladder, 1e-6, 1e-6, cells=1))
     assert [one.p for one in found] == pytest.approx([1e-6, 1e-6, 1 / 41])
     assert [one.verdict for one in found] == ["yes", "yes", "yes"], "the last of Holm's rows is not multiplied"
 

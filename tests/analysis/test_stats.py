@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from husai.analysis.stats import Interval, difference_p, holm, pair_interval, pair_mean, seed_interval
+from husai.analysis.stats import (
+    Interval,
+    difference_interval,
+    difference_p,
+    holm,
+    pair_interval,
+    pair_mean,
+    seed_interval,
+)
 
 # Pairs .5, .7, .9. Without seed 0, 1 or 2 the pair mean is .9, .7 or .5: jackknife variance 2/3·(.04 + 0 + .04).
 BY_HAND = np.array([[1, 0.5, 0.7], [0.5, 1, 0.9], [0.7, 0.9, 1]])
@@ -90,3 +98,13 @@ def test_the_p_of_a_difference_is_that_of_a_t_test():
     assert difference_p(seed_interval(values - values.mean()), 4) == pytest.approx(1)
     assert difference_p(Interval(0.2, 0.0, 0.4), 5) == pytest.approx(0.05), "the interval ends at 0"
     assert np.isnan(difference_p(seed_interval(values[:1]), 1))
+
+
+def test_the_interval_of_a_difference_is_welchs():
+    first, second = np.array([0.8, 0.82, 0.79, 0.81, 0.8]), np.array([0.6, 0.7, 0.65])
+    found = difference_interval(seed_interval(first), 5, seed_interval(second), 3)
+    expected = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert found == pytest.approx((first.mean() - second.mean(), expected.low, expected.high))
+    still = Interval(0.5, 0.5, 0.5)
+    assert difference_interval(still, 5, still, 5) == (0, 0, 0)
+    assert np.isnan(difference_interval(still, 5, Interval(0.5, float("nan"), float("nan")), 1).low)

@@ -63,8 +63,8 @@ def difference_interval(
     ]
     total = sum(square for square, _ in squares)
     mean = first.mean - second.mean
-    if total == 0:
-        return Interval(mean, mean, mean)
+    if not total > 0:
+        return Interval(mean, mean - total, mean + total)
     freedom = total**2 / sum(square**2 / own for square, own in squares)
     reach = float(student.ppf((1 + level) / 2, freedom)) * total**0.5
     return Interval(mean, mean - reach, mean + reach)

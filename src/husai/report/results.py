@@ -92,17 +92,25 @@ class CellView:
 
     @cached_property
     def steps(self) -> int:
-        return int(max(self.records["step"].tolist()))
+        return max(self.records["step"].tolist())
+
+    @cached_property
+    def overall(self) -> dict[tuple[int, str, str], list[Interval]]:
+        """Figures over all seeds by step, metric and null: one record each, unless the table is damaged."""
+        rows = self.records[self.records["init_seed"].isna()]
+        found: dict[tuple[int, str, str], list[Interval]] = {}
+        keys = ("step", "metric", "null", "value", "ci_low", "ci_high")
+        for step, metric, null, *figure in zip(*(rows[key].tolist() for key in keys), strict=True):
+            found.setdefault((step, metric, null), []).append(Interval(*figure))
+        return found
 
     @cached_property
     def _overall(self) -> dict[str, dict[str, dict[int, Interval]]]:
         """Figures over all seeds by metric, null and step."""
-        found: dict[str, dict[str, dict[int, Interval]]] = {}
-        rows = self.records[self.records["init_seed"].isna()]
-        columns = [rows[name].tolist() for name in ("metric", "null", "step", "value", "ci_low", "ci_high")]
-        for metric, null, step, value, low, high in zip(*columns, strict=True):
-            found.setdefault(metric, {}).setdefault(null, {})[step] = Interval(value, low, high)
-        return found
+        levels: dict[str, dict[str, dict[int, Interval]]] = {}
+        for (step, metric, null), found in self.overall.items():
+            levels.setdefault(metric, {}).setdefault(null, {})[step] = found[-1]
+        return levels
 
     def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
@@ -133,14 +141,15 @@ class CellView:
 
     def per_seed(self, metric: str) -> np.ndarray:
         """A score of single SAEs at the end, by seed; empty if the score is one of pairs or was not computed."""
+        own = cast(pd.DataFrame, self.records[self.records["metric"] == metric])
         found = {
             (row["init_seed"], row["data_seed"]): row["value"]
-            for row in rows_of(self.records[self.records["init_seed"].notna() & self.records["init_seed_b"].isna()])
-            if (row["metric"], row["step"], row["null"]) == (metric, self.steps, "")
+            for row in rows_of(own[own["init_seed"].notna() & own["init_seed_b"].isna()])
+            if (row["step"], row["null"]) == (self.steps, "")
         }
         return np.array([found[seeds] for seeds in sorted(found)])
 
-    @property
+    @cached_property
     def seeds(self) -> int:
         return len(self.per_seed("explained_variance"))
 

@@ -14,7 +14,7 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Tested:
+class RungTest:
     """pwmcc of a cell against a rung. counted, fitted: p-values (nan where not fitted). corrected: by Holm, over the suite."""
 
     cell: CellView
@@ -42,10 +42,10 @@ class Tested:
         return "yes" if self.beyond else "too few draws" if self.starved else "no"
 
 
-def tested(results: SuiteResults) -> list[Tested]:
+def rung_tests(results: SuiteResults) -> list[RungTest]:
     """Every cell that is no control against every rung that has a p-value, corrected together."""
     found = [
-        Tested(cell, rung, draws, cell.value("pwmcc_p", rung).mean, cell.value("pwmcc_p_fitted", rung).mean)
+        RungTest(cell, rung, draws, cell.value("pwmcc_p", rung).mean, cell.value("pwmcc_p_fitted", rung).mean)
         for cell in results.cells
         if not cell.control
         for rung, draws in _drawn(cell).items()
@@ -63,7 +63,7 @@ def _drawn(cell: CellView) -> dict[str, int]:
 
 def significance(results: SuiteResults) -> str:
     """The section of `summary.md`; '' where nothing was tested."""
-    found = tested(results)
+    found = rung_tests(results)
     if not found:
         return ""
     header = ["hook", "SAE", "pwmcc", "rung", "its level", "z", "counted p", "fitted p", "corrected p", "beyond"]
@@ -88,12 +88,12 @@ def _p(value: float) -> str:
     return "–" if value != value else f"{value:.2g}"
 
 
-def _countable(found: list[Tested]) -> bool:
+def _countable(found: list[RungTest]) -> bool:
     """Whether counting alone could reject: the smallest p that each row's draws allow is small enough for the table."""
     return all(one.draws + 1 >= len(found) / ALPHA for one in found)
 
 
-def _head(found: list[Tested]) -> str:
+def _head(found: list[RungTest]) -> str:
     cells = {one.cell.run_id for one in found}
     by_rung = {rung: sorted({one.draws for one in found if one.rung == rung}) for rung in (one.rung for one in found)}
     draws = ", ".join(f"{rung} {' or '.join(map(str, counts))}" for rung, counts in by_rung.items())
@@ -117,7 +117,7 @@ def _head(found: list[Tested]) -> str:
     )
 
 
-def _sentences(found: list[Tested]) -> str:
+def _sentences(found: list[RungTest]) -> str:
     """Where the corrected p-values and the intervals over seeds name different rungs."""
     told = [one for one in found if not one.starved]
     differing = [
@@ -135,7 +135,7 @@ def _sentences(found: list[Tested]) -> str:
     return "\n".join(parts)
 
 
-def _difference(cell: CellView, own: list[Tested]) -> str:
+def _difference(cell: CellView, own: list[RungTest]) -> str:
     levels = {one.rung: cell.value("pwmcc", one.rung) for one in own}
     above = standing(cell.value("pwmcc"), levels).above
     lost = [f"{one.rung} (p {_p(one.corrected)})" for one in own if one.rung in above and not one.beyond]
