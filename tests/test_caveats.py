@@ -30,8 +30,9 @@ def test_nothing_is_said_of_cells_that_converged_from_unrelated_starts(ladder):
 
 def test_cells_of_different_convergence_are_not_compared(ladder):
     results = ladder(27)
-    (said,) = caveats(results)
+    said, twins = caveats(results)
     assert said.startswith("1 of 28 cells have not converged")
+    assert "its surrogate has not" in twins
     assert "do not compare" in said
     assert heading(results.cells) == ""
 
@@ -43,16 +44,17 @@ def test_fewer_than_four_fifths_head_the_tables(ladder):
     assert "not where it leads" in said
 
 
-def test_agreement_before_training_is_told(ladder):
+@pytest.mark.parametrize("metric", ["pwmcc", "max_cosine"])
+def test_agreement_before_training_is_told_of_every_measure(metric, ladder):
     results = ladder(10**6)
     cell = results.cells[0]
     records = cell.records.copy()
     start = (
-        (records["step"] == 0) & (records["metric"] == "pwmcc") & (records["null"] == "") & records["init_seed"].isna()
+        (records["step"] == 0) & (records["metric"] == metric) & (records["null"] == "") & records["init_seed"].isna()
     )
     assert start.sum() == 1
     records.loc[start, ["value", "ci_low", "ci_high"]] = [0.6, 0.58, 0.62]
     results.cells[0] = replace(cell, records=records)
     (said,) = caveats(results)
     assert "before any training" in said
-    assert cell.label in said
+    assert f"{cell.label} ({metric} 0.600 vs " in said

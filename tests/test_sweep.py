@@ -438,7 +438,7 @@ def test_the_report_of_a_synthetic_source_shows_what_applies(synthetic, tmp_path
     write_report(place / "results", tmp_path)
     text = (tmp_path / "summary.md").read_text()
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {"ladder", "stability_over_steps", "stability_matrices"}
+    assert drawn == {"ladder", "stability_over_steps", "stability_matrices", "trajectories", "calibration"}
     assert "## The circuit" not in text
     assert "nan" not in text
     assert json.loads((place / "results" / "gate.json").read_text()) == {}
@@ -550,7 +550,7 @@ def test_the_report_of_several_models_goes_by_their_order_and_names_them(several
     ]
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == {
-        *("tiers", "ladder", "stability_over_steps", "stability_matrices"),
+        *("tiers", "ladder", "stability_over_steps", "stability_matrices", "trajectories", "calibration"),
         *(
             f"{figure}_{model}"
             for figure in ("fourier_spectrum", "gate_summary")

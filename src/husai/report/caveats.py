@@ -2,13 +2,14 @@
 
 from husai.analysis.verdict import CLOSE
 from husai.report.results import CellView, SuiteResults
+from husai.report.settings import PAIRS
 
 MOST = 0.8  # share of the cells that must have converged; below, tables are headed unconverged
 
 
 def caveats(results: SuiteResults) -> list[str]:
     """Sentences; none if all cells have converged and no agreement was there before training."""
-    return [*_convergence(results.cells), *_initialisation(results.cells)]
+    return [*_convergence(results.cells), *_twins(results), *_initialisation(results.cells)]
 
 
 def heading(cells: list[CellView]) -> str:
@@ -27,20 +28,48 @@ def _convergence(cells: list[CellView]) -> list[str]:
     counted = f"{len(moving)} of {len(cells)} cells have not converged (*)"
     if len(moving) == len(cells):
         return [f"{counted}: their scores say where training stood, not where it leads."]
-    return [
-        f"{counted}: a score with an asterisk and one without were reached at different convergence; do not compare them."
+    mixed = [place for place, found in _by_place(cells).items() if 0 < _share(found) < 1]
+    where = f" ({', '.join(mixed)})" if mixed and len(_by_place(cells)) > 1 else ""
+    reached = f"a score with an asterisk and one without were reached at different convergence{where}"
+    return [f"{counted}: {reached}; do not compare them."]
+
+
+def _by_place(cells: list[CellView]) -> dict[str, list[CellView]]:
+    places = dict.fromkeys(cell.place for cell in cells)
+    return {place: [cell for cell in cells if cell.place == place] for place in places}
+
+
+def _twins(results: SuiteResults) -> list[str]:
+    """Cells held against a surrogate's that stands elsewhere in training."""
+    unequal = [
+        f"{cell.place}, {cell.label} ({'its surrogate' if cell.converged else 'the cell itself'} has not)"
+        for cell in results.cells
+        if (twin := results.surrogate_of(cell)) is not None and twin.converged != cell.converged
     ]
+    if not unequal:
+        return []
+    start = (
+        "Of a cell and the surrogate it is held against only one has converged, so that training stands between them"
+    )
+    return [f"{start}: {'; '.join(unequal)}."]
 
 
 def _initialisation(cells: list[CellView]) -> list[str]:
-    """Cells whose SAEs agree before their first step beyond random directions."""
-    alike = [
-        f"{cell.place}, {cell.label} ({start.mean:.3f}, random directions {chance.mean:.3f})"
-        for cell in cells
-        for start, chance in [(cell.value("pwmcc", step=0), cell.value("pwmcc", "ambient", step=0))]
-        if start.mean > chance.mean + CLOSE and start.low > chance.high
-    ]
+    """Cells whose SAEs agree before their first step beyond the null of random directions, by any measure that has one."""
+    alike = [f"{cell.place}, {cell.label} ({found})" for cell in cells if (found := ", ".join(_before_training(cell)))]
     if not alike:
         return []
-    start = "Seeds agree before any training beyond random directions, so that a shared start explains part of it"
+    start = "Seeds agree before any training beyond random directions (score vs chance), so that a shared start explains part"
     return [f"{start}: {'; '.join(alike)}."]
+
+
+def _before_training(cell: CellView) -> list[str]:
+    """`pwmcc 0.600 vs 0.210`, for every measure that exceeds its null at step 0, intervals apart."""
+    said = []
+    for metric in PAIRS:
+        start = cell.value(metric, step=0)
+        for null, chance in cell.nulls(metric, step=0).items():
+            if null.startswith("ambient") and start.mean > chance.mean + CLOSE and start.low > chance.high:
+                said.append(f"{metric} {start.mean:.3f} vs {chance.mean:.3f}")
+                break
+    return said

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from husai.errors import HusaiError
-from husai.report.figures import STYLE, heat_map
+from husai.report.figures.canvas import STYLE, heat_map
 
 SHORT = 28  # letters of a name beside a matrix
 

@@ -8,8 +8,8 @@ from typing import Any
 from husai.analysis.stats import Interval, difference_interval
 from husai.analysis.verdict import STABLE, Standing, standing
 from husai.errors import HusaiError
-from husai.report.results import CellView, SuiteResults, source_of
-from husai.report.tables import rungs_of, sentences
+from husai.report.results import CellView, SuiteResults, rungs_of, source_of
+from husai.report.tables import sentences
 from husai.report.text import interval, number
 
 LABELS: dict[str, Callable[[CellView], tuple[object, ...]]] = {

@@ -1,6 +1,7 @@
 """The results of a suite as the report sees them."""
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,25 +105,28 @@ class CellView:
         return found
 
     @cached_property
-    def _overall(self) -> dict[tuple[int, str, str], Interval]:
-        return {key: found[-1] for key, found in self.overall.items()}
+    def _overall(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """Figures over all seeds by metric, null and step."""
+        levels: dict[str, dict[str, dict[int, Interval]]] = {}
+        for (step, metric, null), found in self.overall.items():
+            levels.setdefault(metric, {}).setdefault(null, {})[step] = found[-1]
+        return levels
 
     def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
-        return self._overall.get((self.steps if step is None else step, metric, null), Interval(NAN, NAN, NAN))
+        levels = self._overall.get(metric, {}).get(null, {})
+        return levels.get(self.steps if step is None else step, Interval(NAN, NAN, NAN))
 
-    def nulls(self, metric: str) -> dict[str, Interval]:
-        """Every chance level of a figure over all seeds at the end, by name."""
-        return {
-            null: value
-            for (step, name, null), value in self._overall.items()
-            if null and (step, name) == (self.steps, metric)
-        }
+    def nulls(self, metric: str, step: int | None = None) -> dict[str, Interval]:
+        """Every chance level of a figure over all seeds at `step` (default: the end), by name."""
+        at, levels = self.steps if step is None else step, self._overall.get(metric, {})
+        return {null: found[at] for null, found in levels.items() if null and at in found}
 
     def curve(self, metric: str, null: str = "") -> tuple[list[int], list[Interval]]:
         """The figure at every step it was taken at."""
-        steps = sorted(step for step, name, which in self._overall if (name, which) == (metric, null))
-        return steps, [self._overall[step, metric, null] for step in steps]
+        found = self._overall.get(metric, {}).get(null, {})
+        steps = sorted(found)
+        return steps, [found[step] for step in steps]
 
     def matrix(self, metric: str) -> np.ndarray:
         """S×S matrix of a pairwise score at the end; the diagonal is 1."""
@@ -167,6 +171,12 @@ class CellView:
             self.control,
         )
         return "_".join(str(part) for part in parts if part)
+
+
+def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "pwmcc") -> dict[str, Interval]:
+    """The ladder of a cell's figure at the end, as far as it was computed. surrogate: the cell trained on one."""
+    trained = {} if surrogate is None else {"surrogate_trained": surrogate.value(metric)}
+    return {name: level for name, level in (cell.nulls(metric) | trained).items() if level.mean == level.mean}
 
 
 @dataclass(frozen=True)
@@ -239,16 +249,28 @@ class SuiteResults:
         """The same without controls."""
         return list(dict.fromkeys(map(source_of, self.models)))
 
+    @cached_property
+    def _alike(self) -> dict[tuple[str, str], list[CellView]]:
+        """Cells of one place and setting: the source's own and its controls'."""
+        found: dict[tuple[str, str], list[CellView]] = defaultdict(list)
+        for cell in self.cells:
+            found[cell.place, cell.setting].append(cell)
+        return found
+
     def surrogate_of(self, cell: CellView) -> CellView | None:
         """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
 
         None too if the suite has several entries of this setting, whose cells cannot be told apart.
         """
-        same = [c for c in self.cells if (c.place, c.setting) == (cell.place, cell.setting)]
+        same = self._alike[cell.place, cell.setting]
         if cell.control or sum(not c.control for c in same) != 1:
             return None
         surrogates = [c for c in same if c.tier == "surrogate"]
         return min(surrogates, key=lambda c: int(c.control.rsplit("-", 1)[1]), default=None)
+
+    def rungs(self, cell: CellView, metric: str = "pwmcc") -> dict[str, Interval]:
+        """Every chance level of a figure at the end, with what SAEs trained on a surrogate reach."""
+        return rungs_of(cell, self.surrogate_of(cell), metric)
 
     def level(self, cell: CellView, metric: str, null: str) -> tuple[CellView, str]:
         """The cell and the null whose record is this chance level of `cell`: another cell for `surrogate_trained`.
@@ -267,6 +289,11 @@ class SuiteResults:
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
             return dict(data)
+
+    def array(self, cell: CellView, name: str) -> np.ndarray | None:
+        """One array of a cell; None where it was not computed."""
+        with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
+            return data[name] if name in data.files else None
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
         """Rows of the atom table of a cell's first seed, by atom."""

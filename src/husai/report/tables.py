@@ -1,17 +1,19 @@
 """`summary.md` and the CSV matrices of a suite."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from husai.analysis.stats import Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
+from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
-from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
+from husai.report.measures import measures
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
 from husai.report.significance import significance
-from husai.report.text import has, interval, markdown, named, number, plural
+from husai.report.text import beside_table, has, interval, markdown, named, number, plural
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
@@ -108,18 +110,6 @@ CAUSES = {
 }
 
 
-def beside_table(cells: list[CellView], metrics: dict[str, str]) -> str:
-    """Figures by the names of their columns, each with its highest chance level in brackets."""
-    rows = [[*named(cell), *(beside(cell, metric) for metric in metrics.values())] for cell in cells]
-    return markdown(["hook", "SAE", *metrics], rows)
-
-
-def beside(cell: CellView, metric: str) -> str:
-    """`0.912 (data 0.4)`."""
-    highest = max(cell.nulls(metric).items(), key=lambda item: item[1].mean, default=None)
-    return number(cell.value(metric).mean) + (f" ({highest[0]} {number(highest[1].mean)})" if highest else "")
-
-
 def planted_table(cells: list[CellView]) -> str:
     metrics = ("gt_precision", "gt_mcc_matched", "firing_f1", "firing_precision", "firing_recall")
     header = ["hook", "SAE", "gt_mcc", *NULLS, *metrics, "l0_true"]
@@ -138,20 +128,11 @@ def planted_table(cells: list[CellView]) -> str:
 
 def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     """How many live atoms carry which label, over all seeds."""
-    wanted = {cell.run_id for cell in cells}
-    atoms = [atom for atom in rows_of(results.atoms) if atom["live"] and atom["run_id"] in wanted]
-    labels = sorted({str(atom["label"]) for atom in atoms})
-    counts = Counter((atom["run_id"], atom["label"]) for atom in atoms)
+    live = results.atoms[results.atoms["live"] & results.atoms["run_id"].isin([cell.run_id for cell in cells])]
+    counts = Counter(zip(live["run_id"], live["label"].astype(str), strict=True))
+    labels = sorted({label for _, label in counts})
     rows = [[*named(cell), *(str(counts[cell.run_id, label]) for label in labels)] for cell in cells]
     return markdown(["hook", "SAE", *labels], rows)
-
-
-def rungs_of(cell: CellView, surrogate: CellView | None = None) -> dict[str, Interval]:
-    """The ladder of a cell's pwmcc, as far as it was computed. surrogate: the cell trained on one."""
-    scored = {null: cell.value("pwmcc", null) for null in RUNGS}
-    if surrogate is not None:
-        scored["surrogate_trained"] = surrogate.value("pwmcc")
-    return {null: score for null, score in scored.items() if score.mean == score.mean}
 
 
 def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
@@ -210,36 +191,65 @@ def _truth_text(truth: dict[str, Any]) -> str:
     return parts + (f"; in no Fourier family: {unexplained:.3f}" if known else "")
 
 
-def summary(results: SuiteResults) -> str:
-    """The text of `summary.md`."""
-    verdicts = "\n".join(
+def circuits(results: SuiteResults) -> str:
+    gates = "\n".join(gate_lines(name, gate) for name, gate in results.gates.items())
+    return f"## The circuit\n\n{gates}\n" if gates else ""
+
+
+def truths(results: SuiteResults) -> str:
+    stand_ins = STAND_INS if any(cell.control for cell in results.cells) else ""
+    return f"## The truth at each hook\n\n{truth_lines(results)}{stand_ins}\n"
+
+
+def verdicts(results: SuiteResults) -> str:
+    lines = [
         f"- **{cell.place}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
         + " ".join(sentences(cell, results.surrogate_of(cell))).strip()
         for cell in results.cells
-    )
-    gates = "\n".join(gate_lines(name, gate) for name, gate in results.gates.items())
-    circuit = f"## The circuit\n\n{gates}\n" if gates else ""
+    ]
+    return "## What the numbers say\n\n" + "\n".join(lines) + "\n\n"
+
+
+def fit(results: SuiteResults) -> str:
+    return f"## Fit{heading(results.cells)}\n\n{fit_table(results.cells)}\n"
+
+
+def stability(results: SuiteResults) -> str:
+    title = f"## Stability: pwmcc beside its chance levels{heading(results.cells)}"
+    return f"{title}\n\n{stability_table(results)}\n"
+
+
+def symmetries(results: SuiteResults) -> str:
     moved = [cell for cell in results.cells if has(cell, "shifted")]
-    symmetry = f"## Symmetry\n\n{symmetry_table(moved)}\n" if moved else ""
+    return f"## Symmetry\n\n{symmetry_table(moved)}\n" if moved else ""
+
+
+def recoveries(results: SuiteResults) -> str:
     planted = [cell for cell in results.cells if has(cell, "gt_mcc")]
     fourier = [cell for cell in results.cells if not has(cell, "gt_mcc")]
-    recovery, judged = [], []
+    true = [cell for cell in fourier if has(cell, "true_atoms")]
+    acted = [cell for cell in fourier if has(cell, "spliced_accuracy")]
+    beside = "highest chance level in brackets"
+    parts = []
     if planted:
-        recovery.append(f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(planted)}")
-        judged.append("gt_mcc")
+        parts.append(f"## Recovery: gt_mcc beside its chance levels\n\n{planted_table(planted)}")
     if fourier:
-        recovery.append(f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(fourier)}")
-        if true := [cell for cell in fourier if has(cell, "true_atoms")]:
-            recovery.append(
-                f"## Recovery: true atoms and planes, highest chance level in brackets\n\n{beside_table(true, TRUTHS)}"
-            )
-        if acted := [cell for cell in fourier if has(cell, "spliced_accuracy")]:
-            recovery.append(
-                f"## What the model makes of them, highest chance level in brackets\n\n{beside_table(acted, CAUSES)}"
-            )
-        recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
-        judged.append("the unweighted overlap")
-    caution, mark = "".join(f"**Caution.** {text}\n\n" for text in caveats(results)), heading(results.cells)
+        parts.append(f"## Recovery: fourier_overlap beside its chance levels\n\n{recovery_table(fourier)}")
+    if true:
+        parts.append(f"## Recovery: true atoms and planes, {beside}\n\n{beside_table(true, TRUTHS)}")
+    if acted:
+        parts.append(f"## What the model makes of them, {beside}\n\n{beside_table(acted, CAUSES)}")
+    if fourier:
+        parts.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
+    return "\n".join(parts)
+
+
+def opening(results: SuiteResults) -> str:
+    """Title, how to read the numbers, and what must be known before they are compared."""
+    planted = any(has(cell, "gt_mcc") for cell in results.cells)
+    fourier = not all(has(cell, "gt_mcc") for cell in results.cells)
+    judged = [*(["gt_mcc"] if planted else []), *(["the unweighted overlap"] if fourier else [])]
+    caution = "".join(f"**Caution.** {text}\n\n" for text in caveats(results))
     extent = f"{plural(len(results.cells), 'cell')} of {plural(results.seeds, 'seed')}"
     return f"""# Results of the suite `{results.name}`
 
@@ -248,20 +258,28 @@ Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
 An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.
 
-{caution}{circuit}## The truth at each hook
+{caution}"""
 
-{truth_lines(results)}{STAND_INS if any(cell.control for cell in results.cells) else ""}
-## What the numbers say
 
-{verdicts}
+# A section joins by its name here: results in, markdown out, '' where it has nothing to say.
+SECTIONS: tuple[Callable[[SuiteResults], str], ...] = (
+    opening,
+    circuits,
+    truths,
+    verdicts,
+    fit,
+    stability,
+    significance,
+    measures,
+    symmetries,
+    predicts,
+    recoveries,
+)
 
-## Fit{mark}
 
-{fit_table(results.cells)}
-## Stability: pwmcc beside its chance levels{mark}
-
-{stability_table(results)}
-{significance(results)}{symmetry}{chr(10).join(recovery)}"""
+def summary(results: SuiteResults) -> str:
+    """The text of `summary.md`."""
+    return "".join(section(results) for section in SECTIONS)
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

@@ -32,3 +32,15 @@ def has(cell: CellView, metric: str, null: str = "") -> bool:
     """Whether the metric, or a null of it, was computed."""
     value = cell.value(metric, null).mean
     return value == value
+
+
+def beside_table(cells: list[CellView], metrics: dict[str, str]) -> str:
+    """Figures by the names of their columns, each with its highest chance level in brackets."""
+    rows = [[*named(cell), *(beside(cell.value(m), cell.nulls(m)) for m in metrics.values())] for cell in cells]
+    return markdown(["hook", "SAE", *metrics], rows)
+
+
+def beside(score: Interval, levels: dict[str, Interval]) -> str:
+    """`0.912 (data 0.4)`: a score with the highest of its chance levels."""
+    highest = max(levels.items(), key=lambda item: item[1].mean, default=None)
+    return number(score.mean) + (f" ({highest[0]} {number(highest[1].mean)})" if highest else "")
