@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from scipy.stats import chi2
-from scipy.stats import t as student
 
+from husai.analysis.stats import t_reach
 from husai.analysis.variance import pair_spread
 from husai.errors import HusaiError
 from husai.report.results import CellView, SuiteResults
@@ -52,7 +52,7 @@ def _plan(cell: CellView, metric: str, half_width: float) -> Plan:
         deviation = float(values.std(ddof=1))
 
         def needed(width: float) -> int | None:
-            return next((n for n in range(2, MOST + 1) if _reach(deviation, n) <= width), None)
+            return next((n for n in range(2, MOST + 1) if t_reach(deviation / math.sqrt(n), n - 1) <= width), None)
 
     else:
         matrix = cell.matrix(metric)
@@ -71,7 +71,3 @@ def _plan(cell: CellView, metric: str, half_width: float) -> Plan:
     wider = math.sqrt((seeds - 1) / float(chi2.ppf(0.1, seeds - 1)))
     reach = (now.high - now.low) / 2
     return Plan(name, now.mean, seeds, reach, needed(half_width), needed(half_width / wider), share)
-
-
-def _reach(deviation: float, seeds: int) -> float:
-    return float(student.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)

@@ -1,7 +1,7 @@
 """The results of a suite as the report sees them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,7 @@ class CellView:
     converged: bool
     among_several: bool
     records: pd.DataFrame
+    precision: str = ""  # parameters/products where that is not fp32/fp32 and is known
 
     @property
     def short_hook(self) -> str:
@@ -75,7 +76,7 @@ class CellView:
 
     @property
     def label(self) -> str:
-        return self.setting + (f", {self.control}" if self.control else "")
+        return ", ".join(part for part in (self.setting, self.precision, self.control) if part)
 
     @property
     def setting(self) -> str:
@@ -135,6 +136,12 @@ class CellView:
         }
         return np.array([found[seeds] for seeds in sorted(found)])
 
+    @cached_property
+    def seed_pairs(self) -> list[tuple[int, int]]:
+        """Init and data seed of every SAE, in the order of `matrix` and `per_seed`."""
+        single = self.records[self.records["init_seed"].notna()]
+        return sorted({(int(row["init_seed"]), int(row["data_seed"])) for row in rows_of(single)})
+
     @property
     def seeds(self) -> int:
         return len(self.per_seed("explained_variance"))
@@ -154,6 +161,7 @@ class CellView:
             self.architecture,
             self.d_sae,
             "" if self.sparsity_param == "d_sae" else f"{self.sparsity_param}{self.sparsity:g}",
+            self.precision.replace("/", "-"),
             self.control,
         )
         return "_".join(str(part) for part in parts if part)
@@ -163,7 +171,8 @@ class CellView:
 class SuiteResults:
     """Everything a report reads: the cells that `cells.json` lists, as far as they are finished.
 
-    gates: the gate report of every model; none for a synthetic source. truth: by model or source and hook.
+    gates: the gate report of every model; none for a synthetic source. truth: by model or source and hook. precisions: of the
+    cells that were not trained in fp32, by run id.
     """
 
     folder: Path
@@ -171,6 +180,7 @@ class SuiteResults:
     atoms: pd.DataFrame
     gates: dict[str, dict[str, Any]]
     truth: dict[str, dict[str, Any]]
+    precisions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "SuiteResults":
@@ -186,7 +196,7 @@ class SuiteResults:
         records, atoms = (cast(pd.DataFrame, table[table["run_id"].isin(texts[2])]) for table in tables)
         if len(records) == 0:
             raise HusaiError(f"{folder}: holds no finished cell of its suite yet")
-        return cls(folder, records, atoms, texts[0], texts[1])
+        return cls(folder, records, atoms, texts[0], texts[1], _low_precisions(folder / "costs.parquet"))
 
     @property
     def name(self) -> str:
@@ -214,6 +224,7 @@ class SuiteResults:
                 bool(done),
                 several,
                 rows,
+                self.precisions.get(str(run), ""),
             )  # pyright: ignore
             for (hook, d, kind, name, value, model, run, done, tier), rows in self.records.groupby(keys, sort=True)  # pyright: ignore
         ]
@@ -249,3 +260,10 @@ class SuiteResults:
         own = self.atoms[self.atoms["run_id"] == cell.run_id]
         first = min(own["init_seed"])
         return {int(row["atom"]): row for row in rows_of(own) if row["init_seed"] == first}
+
+
+def _low_precisions(costs: Path) -> dict[str, str]:
+    """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Tables of earlier versions do not say; all were fp32."""
+    table = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame()
+    known = rows_of(table[table["precision"].notna()]) if "precision" in table else []
+    return {row["run_id"]: row["precision"] for row in known if row["precision"] != "fp32/fp32"}
