@@ -231,10 +231,10 @@ def test_matrices_are_those_of_the_definitions_and_their_intervals_of_the_jackkn
     found = compare([of(one) for one in atoms], list("abcd"), draws=2)
     for i in range(4):
         for j in range(i):
-            assert found.measures["pwmcc"].matrix[i, j] == pytest.approx(pwmcc(atoms[i], atoms[j]))
-            assert found.measures["max_cosine"].matrix[j, i] == pytest.approx(max_cosine(atoms[i], atoms[j]))
-    interval = found.measures["reappearance"].interval
-    matrix = found.measures["reappearance"].matrix
+            assert found.measures["pwmcc"].agreement.matrix[i, j] == pytest.approx(pwmcc(atoms[i], atoms[j]))
+            assert found.measures["max_cosine"].agreement.matrix[j, i] == pytest.approx(max_cosine(atoms[i], atoms[j]))
+    interval = found.measures["reappearance"].agreement.interval
+    matrix = found.measures["reappearance"].agreement.matrix
     assert interval.mean == pytest.approx(matrix[~np.eye(4, dtype=bool)].mean())  # both directions count
     assert interval.low < interval.mean < interval.high
     assert found.everywhere == pytest.approx(np.mean([(count == 3).mean() for count in found.counts]))
@@ -247,7 +247,7 @@ def test_dictionaries_drawn_as_a_null_score_as_it_does_in_every_measure():
     for name in ("pwmcc", "max_cosine", "shared_fraction", "reappearance"):
         null = found.measures[name].nulls["ambient"]
         assert null.mean > 0.3
-        assert null.low - 0.02 < found.measures[name].interval.mean < null.high + 0.02, name
+        assert null.low - 0.02 < found.measures[name].agreement.interval.mean < null.high + 0.02, name
     assert found.everywhere == pytest.approx(found.everywhere_nulls["ambient"], abs=0.05)
     assert "not told apart from ambient" in found.sentence
 
@@ -256,8 +256,8 @@ def test_untied_encoders_of_their_own_take_shared_fraction_away_but_nothing_else
     atoms = directions(N, D, 0)
     random = [Dictionary(atoms, of(atoms).encode, of(atoms).decode, {}, W_enc=directions(N, D, s)) for s in (1, 2, 3)]
     found = compare(random, list("abc"), draws=2)
-    assert found.measures["shared_fraction"].interval.mean == 0
-    assert found.measures["pwmcc"].interval.mean == pytest.approx(1)
+    assert found.measures["shared_fraction"].agreement.interval.mean == 0
+    assert found.measures["pwmcc"].agreement.interval.mean == pytest.approx(1)
     none = [Dictionary(atoms, of(atoms).encode, of(atoms).decode) for _ in range(2)]
     found = compare([random[0], *none], ["a", "b", "c"], draws=2)
     assert "shared_fraction" not in found.measures
@@ -270,20 +270,20 @@ def test_codes_may_agree_where_decoders_do_not_and_shuffled_samples_take_that_aw
     same = [of(A), of(B, lambda x: (x @ A.T).relu())]  # B writes elsewhere what A reads
     found = compare(same, ["a", "b"], Samples([x, x], x), draws=2)
     codes = found.measures["activation_matching"]
-    assert codes.interval.mean == pytest.approx(1, abs=1e-4)
-    assert found.measures["pwmcc"].interval.mean < 0.5
+    assert codes.agreement.interval.mean == pytest.approx(1, abs=1e-4)
+    assert found.measures["pwmcc"].agreement.interval.mean < 0.5
     shuffled = x[torch.randperm(400, generator=generator("test-shuffle"))]
     apart = compare(same, ["a", "b"], Samples([x, shuffled], x), draws=2).measures["activation_matching"]
-    assert apart.interval.mean < 0.3
+    assert apart.agreement.interval.mean < 0.3
     assert codes.nulls["ambient_relu"].mean < 0.9
 
 
 def test_signs_of_atoms_do_not_count_where_codes_have_signs():
     atoms = directions(N, D, 0)
     pair = [Dictionary(rows, of(rows).encode, of(rows).decode, signed_codes=True) for rows in (atoms, -atoms)]
-    assert compare(pair, ["a", "b"], draws=2).measures["pwmcc"].interval.mean == pytest.approx(1)
+    assert compare(pair, ["a", "b"], draws=2).measures["pwmcc"].agreement.interval.mean == pytest.approx(1)
     unsigned = [Dictionary(one.W_dec, one.encode, one.decode) for one in pair]
-    assert compare(unsigned, ["a", "b"], draws=2).measures["pwmcc"].interval.mean < 0.7
+    assert compare(unsigned, ["a", "b"], draws=2).measures["pwmcc"].agreement.interval.mean < 0.7
     x = directions(40, D, 1)
     turned = [
         Dictionary(rows, lambda x, rows=rows: x @ rows.T, lambda f, rows=rows: f @ rows) for rows in (atoms, -atoms)
@@ -291,7 +291,7 @@ def test_signs_of_atoms_do_not_count_where_codes_have_signs():
     for pair, agree in ((turned, True), (unsigned, False)):
         found = compare(pair, ["a", "b"], Samples([x, x], x), draws=2).measures
         for name in ("pwmcc", "activation_matching"):
-            assert (found[name].interval.mean > 0.999) == agree, "negative codes say that atoms have no sign"
+            assert (found[name].agreement.interval.mean > 0.999) == agree, "negative codes say that atoms have no sign"
 
 
 def test_a_transcoder_on_a_store_has_live_atoms_but_no_null_of_data(tmp_path):
@@ -299,7 +299,7 @@ def test_a_transcoder_on_a_store_has_live_atoms_but_no_null_of_data(tmp_path):
     folders = [sparsify(tmp_path / str(s), directions(N, D, s), torch.eye(D)[:N], transcode=True) for s in (0, 1)]
     found = compare([load_sae(folder) for folder in folders], ["a", "b"], Samples([x, x], None), draws=2)
     assert list(found.measures["pwmcc"].nulls) == ["ambient"]
-    assert found.measures["activation_matching"].interval.mean == pytest.approx(1)
+    assert found.measures["activation_matching"].agreement.interval.mean == pytest.approx(1)
     assert "transcoder" in found.notes[0]
 
 
@@ -322,7 +322,7 @@ def test_turning_true_planes_takes_phases_away_and_leaves_what_lies_outside(refe
     for atoms, expected in ((inside, False), (outside, True)):
         pair = [of(atoms, lambda x: x[:, :8]) for _ in range(2)]
         found = compare(pair, ["a", "b"], samples, draws=3)
-        assert found.measures["pwmcc"].interval.mean == pytest.approx(1, abs=1e-5)
+        assert found.measures["pwmcc"].agreement.interval.mean == pytest.approx(1, abs=1e-5)
         for name in ("pwmcc", "shared_fraction", "reappearance"):
             assert (found.measures[name].nulls["plane_rotated"].mean > 0.99) == expected, name
 

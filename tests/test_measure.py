@@ -44,7 +44,8 @@ FIT = {"explained_variance", "fvu", "relative_error", "l0", "dead", "n_live"}
 GRAM = {"gram_mean", "gram_max"}
 READING = set(FIGURES)
 RECOVERY = {"fourier_overlap", "decoder_overlap"}
-STABILITY = {"pwmcc", "max_cosine"}
+STABILITY = {"pwmcc", "max_cosine", "shared_fraction", "reappearance"}
+CODES = {"activation_matching"}
 VARIANTS = {"pwmcc_energy_weighted", "pwmcc_frequent"}  # without nulls of their own
 SYMMETRY = {"shifted", "self_shift", "aligned", "shift_support"}
 NULLS = {*DRAWN_NULLS, "untrained"}
@@ -108,8 +109,12 @@ def overall(measurement) -> dict[tuple[str, str], object]:
 def test_every_metric_stands_beside_its_nulls(final):
     rows = overall(final)
     expected = {
-        (metric, "") for metric in FIT | GRAM | READING | RECOVERY | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
+        (metric, "")
+        for metric in FIT | GRAM | READING | RECOVERY | STABILITY | CODES | VARIANTS | SYMMETRY | {"n_frequent"}
     }
+    expected |= {(metric, null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {(f"{metric}_difference", null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {("reappear_in_all", null) for null in ("", *DRAWN_NULLS, "plane_rotated")}
     expected |= {(metric, null) for metric in READING for null in (*CODED_NULLS, "untrained")}
     expected |= {(metric, null) for metric in GRAM for null in NULLS}
     expected |= {("relative_error", "mean"), ("relative_error", "untrained")}
@@ -117,7 +122,7 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
     expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
-    expected |= {(name, "plane_rotated") for name in ("pwmcc", "pwmcc_difference", "pwmcc_p")}
+    expected |= {(f"{name}{what}", "plane_rotated") for name in STABILITY for what in ("", "_difference", "_p")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in final.rows)
@@ -131,7 +136,7 @@ def test_no_number_is_said_twice(final):
 def test_seeds_and_pairs_have_rows_of_their_own(final):
     for metric in FIT | GRAM | READING | RECOVERY | {"self_shift", "shift_support", "n_frequent"}:
         assert [r.seed for r in final.rows if r.metric == metric and r.seed is not None] == [0, 1, 2]
-    for metric in STABILITY | VARIANTS | {"shifted", "aligned"}:
+    for metric in STABILITY | CODES | VARIANTS | {"shifted", "aligned"}:
         pairs = [(r.seed, r.seed_b) for r in final.rows if r.metric == metric and r.seed is not None]
         assert pairs == [(0, 1), (0, 2), (1, 2)]
 
@@ -159,7 +164,7 @@ def test_the_numbers_are_those_of_the_definitions(final, members, ensembles, hoo
 
 
 def test_matrices_are_symmetric_with_unit_diagonal(final):
-    assert set(final.matrices) == STABILITY | VARIANTS | {"shifted", "aligned"}
+    assert set(final.matrices) == STABILITY | CODES | VARIANTS | {"shifted", "aligned"}
     for matrix in final.matrices.values():
         assert matrix.shape == (SEEDS, SEEDS)
         assert np.array_equal(matrix, matrix.T)
@@ -438,7 +443,10 @@ def test_agreement_is_calibrated_at_the_end_and_where_truth_is_known(final, untr
 
 def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(planted_result):
     rows = overall(planted_result)
-    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | VARIANTS | {"n_frequent", "l0_true"}}
+    expected = {(metric, "") for metric in ATOMS | FIRING | STABILITY | CODES | VARIANTS | {"n_frequent", "l0_true"}}
+    expected |= {(metric, null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {(f"{metric}_difference", null) for metric in CODES for null in (*CODED_NULLS, "untrained")}
+    expected |= {("reappear_in_all", null) for null in ("", *DRAWN_NULLS)}
     expected |= {(metric, "") for metric in FIT | GRAM}
     expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
     expected |= {(metric, "untrained") for metric in FIRING | {"relative_error"}} | {("relative_error", "mean")}
@@ -508,7 +516,7 @@ def test_circles_are_scored_like_a_hook_and_tuned_to_the_answer(circles_hook):
     metrics = {key[0] for key in overall(result) if not key[1]}
     assert metrics == FIT | GRAM | READING | RECOVERY | {
         f"{m}_unweighted" for m in RECOVERY
-    } | STABILITY | VARIANTS | SYMMETRY | {"n_frequent"}
+    } | STABILITY | CODES | VARIANTS | SYMMETRY | {"n_frequent", "reappear_in_all"}
     for metric in ("fourier_overlap", "decoder_overlap", "explained_variance", "pwmcc", "shift_support"):
         assert result.value(metric).mean == pytest.approx(1, abs=1e-4), metric
     assert result.value("purity").mean == pytest.approx(0.841, abs=0.01)

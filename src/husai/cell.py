@@ -135,7 +135,7 @@ def run_cell(job: Job) -> str:
     looks = checkpoints(steps, (*cell.analysis.curve, *(doublings(steps) if until_flat else ())))
 
     def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        latest[:] = [Members.of(ensemble.dictionaries, hook, full=step in (0, steps))]
+        latest[:] = [Members.of(ensemble.dictionaries, hook, full=step in (0, steps), causes=cell.analysis.causes)]
         curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
         known = curve[step].overall()
         figures = ", ".join(
@@ -149,7 +149,7 @@ def run_cell(job: Job) -> str:
         if trained.hopeless:
             raise HusaiError(f"training: given up after {trained.steps} of {steps} steps; {trained.hopeless}")
         if trained.steps != steps:
-            latest[:] = [Members.of(trained.ensemble.dictionaries, hook)]
+            latest[:] = [Members.of(trained.ensemble.dictionaries, hook, causes=cell.analysis.causes)]
             curve[trained.steps] = measure(latest[0], hook, cell.analysis, final=True, untrained=curve.get(0))
         end = curve[trained.steps]
         converged = has_converged(curve[trained.steps // 2].overall(), end.overall())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise, takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, NullScore, adjusted, coded_sampler, sampler
-from husai.analysis.rotated import plane_rotated
+from husai.analysis.agreement import Agreement
+from husai.analysis.nulls import CODED_NULLS, NullScore, adjusted, coded_sampler
+from husai.analysis.rungs import Rung, directions, rungs
 from husai.analysis.stability import activation_matching, stability
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval
 from husai.analysis.verdict import rung_sentence
@@ -22,9 +23,7 @@ from husai.measure.rows import MIN_P_DRAWS
 from husai.sae.dictionary import PART, Dictionary
 from husai.samples import Samples
 from husai.seeding import generator
-from husai.truth.planes import GroundTruth
 
-MATRICES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance")
 ROOM = 1 << 28  # codes kept at once for `activation_matching`
 CODED_DRAWS = 3
 DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are made; beyond, two
@@ -32,16 +31,15 @@ DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are mad
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of all pairs; `interval` is of their mean, a directed matrix averaged over both directions."""
+    """One measure of all pairs beside its chance levels."""
 
-    matrix: Float[np.ndarray, "seeds seeds"]
-    interval: Interval
+    agreement: Agreement
     nulls: dict[str, NullScore]
 
     @property
     def adjusted(self) -> dict[str, Interval | None]:
         """(score − null) / (1 − null), pair by pair; None where the null of a pair is above .9."""
-        found = {name: adjusted(_both(self.matrix), null.pairs) for name, null in self.nulls.items()}
+        found = {name: adjusted(self.agreement.both, null.pairs) for name, null in self.nulls.items()}
         return {name: None if matrix is None else pair_interval(matrix) for name, matrix in found.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -51,12 +49,16 @@ class Measured:
                 "low": null.low,
                 "high": null.high,
                 "draws": len(null.draws),
-                **({"p": monte_carlo_p(self.interval.mean, null.draws)} if len(null.draws) >= MIN_P_DRAWS else {}),
+                **(
+                    {"p": monte_carlo_p(self.agreement.interval.mean, null.draws)}
+                    if len(null.draws) >= MIN_P_DRAWS
+                    else {}
+                ),
             }
             for name, null in self.nulls.items()
         }
         rescaled = {name: None if found is None else found._asdict() for name, found in self.adjusted.items()}
-        return {**self.interval._asdict(), "nulls": nulls, "adjusted": rescaled}
+        return {**self.agreement.interval._asdict(), "nulls": nulls, "adjusted": rescaled}
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """Which rungs of the ladder pwmcc exceeds."""
-        found = self.measures["pwmcc"]
-        rungs = {name: Interval(null.mean, null.low, null.high) for name, null in found.nulls.items()}
-        return rung_sentence(found.interval, rungs)
+        pwmcc = self.measures["pwmcc"]
+        levels = {name: Interval(null.mean, null.low, null.high) for name, null in pwmcc.nulls.items()}
+        return rung_sentence(pwmcc.agreement.interval, levels)
 
     def to_json(self) -> dict[str, Any]:
         pwmcc = self.measures["pwmcc"]
@@ -101,8 +103,8 @@ class Comparison:
             "saes": self.names,
             "d_sae": self.d_sae,
             "n_live": self.n_live,
-            **{name: found.matrix.tolist() for name, found in self.measures.items()},
-            "mean_pwmcc": pwmcc.interval.mean,
+            **{name: one.agreement.matrix.tolist() for name, one in self.measures.items()},
+            "mean_pwmcc": pwmcc.agreement.interval.mean,
             "nulls": {name: null.mean for name, null in pwmcc.nulls.items()},
             "adjusted": {name: found and found.mean for name, found in pwmcc.adjusted.items()},
             "measures": {name: found.to_json() for name, found in self.measures.items()},
@@ -148,20 +150,20 @@ def compare(
     live = [_live(sae, name, x, kept) for sae, name, x in zip(saes, names, sources, strict=True)]
     signed = any(one.signed for one in live)
     atoms, encoders = [one.atoms for one in live], [one.encoders for one in live if one.encoders is not None]
+    encoders = encoders if len(encoders) == len(live) else None
     progress("pairs")
-    found = stability(atoms, encoders if len(encoders) == len(live) else None, abs=signed)
-    matrices = {name: matrix for name in MATRICES if (matrix := getattr(found, name)) is not None}
+    found = stability(atoms, encoders, abs=signed)
     count = draws or next((count for size, count in DRAWS if max(map(len, atoms)) <= size), 2)
-    nulls: dict[str, dict[str, NullScore]] = {name: {} for name in matrices}
+    nulls: dict[str, dict[str, NullScore]] = {name: {} for name in found.known}
     everywhere: dict[str, float] = {}
-    for rung, draw in _rungs(live, samples).items():
+    for rung, draw in _rungs(atoms, encoders, samples).items():
         progress(f"null {rung}")
         streams = [generator(f"null-{rung}", 0, r) for r in range(count)]
         drawn = [stability(*draw(stream), abs=signed) for stream in streams]
-        for name in matrices:
-            nulls[name][rung] = NullScore.of(np.stack([_both(getattr(one, name)) for one in drawn]))
+        for name in found.known:
+            nulls[name][rung] = NullScore.of(np.stack([one.known[name].both for one in drawn]))
         everywhere[rung] = float(np.mean([one.everywhere for one in drawn]))
-    measures = {name: Measured(matrix, pair_interval(_both(matrix)), nulls[name]) for name, matrix in matrices.items()}
+    measures = {name: Measured(one, nulls[name]) for name, one in found.known.items()}
     if samples is not None and kept is not None:
         progress("activations")
         x = None if samples.x is None else samples.x[kept]
@@ -175,42 +177,16 @@ def compare(
         found.counts,
         float(found.everywhere.mean()),
         everywhere,
-        found.gap,
-        _notes(saes, names, live, samples, found.gap),
+        found.pwmcc.gap,
+        _notes(saes, names, live, samples, found.pwmcc.gap),
     )
 
 
-Rung = Callable[[torch.Generator], tuple[list[Tensor], list[Tensor]]]
-
-
-def _rungs(live: Sequence[Live], samples: Samples | None) -> dict[str, Rung]:
-    """By name, what draws the atoms and encoders of S null dictionaries with the observed numbers of live atoms."""
-    x = None if samples is None else samples.x
-
-    def of_directions(name: str) -> Rung:
-        draw = sampler(name, live[0].atoms if x is None else x)
-
-        def rung(stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-            own = [draw(len(one.atoms), stream) for one in live]
-            return own, own  # tied, as SAEs begin
-
-        return rung
-
-    rungs = {name: of_directions(name) for name in (DRAWN_NULLS if x is not None else DRAWN_NULLS[:1])}
-    truth = None if samples is None else samples.truth
-    return rungs if truth is None else rungs | {"plane_rotated": lambda stream: _turned(live, truth, stream)}
-
-
-def _turned(live: Sequence[Live], truth: GroundTruth, stream: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Every dictionary with its true planes turned by angles of its own, encoders by the same."""
-    rows = [torch.cat([one.atoms, one.atoms if one.encoders is None else one.encoders]) for one in live]
-    turned = [plane_rotated(both, truth, stream).tensor_split(2) for both in rows]
-    return [atoms for atoms, _ in turned], [encoders for _, encoders in turned]
-
-
-def _both(matrix: Float[np.ndarray, "seeds seeds"]) -> Float[np.ndarray, "seeds seeds"]:
-    """The mean of both directions."""
-    return (matrix + matrix.T) / 2
+def _rungs(atoms: list[Tensor], encoders: list[Tensor] | None, samples: Samples | None) -> dict[str, Rung]:
+    """`ambient` alone where there are no samples to draw from."""
+    if samples is None or samples.x is None:
+        return {"ambient": directions("ambient", atoms[0], [len(own) for own in atoms])}
+    return rungs(samples.x, atoms, encoders, samples.truth)
 
 
 def _require_alike(saes: Sequence[Dictionary], names: Sequence[str]) -> None:
@@ -258,22 +234,17 @@ def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> 
 def _activations(live: Sequence[Live], x: Tensor | None, signed: bool, draws: int) -> Measured:
     """Correlations of codes, beside those of null dictionaries that have something to say of every sample."""
 
-    def matrix(codes: Sequence[Tensor]) -> Float[np.ndarray, "seeds seeds"]:
-        found = np.eye(len(codes))
-        for i, j in combinations(range(len(codes)), 2):
-            found[i, j] = found[j, i] = activation_matching(codes[i], codes[j], abs=signed).mean
-        return found
-
-    observed = matrix([one.codes for one in live if one.codes is not None])
+    observed = activation_matching([one.codes for one in live if one.codes is not None], abs=signed)
     l0, nulls = float(np.mean([one.l0 for one in live])), {}
     for null in CODED_NULLS if x is not None else ():
         assert x is not None
         draw, drawn = coded_sampler(null, x, l0), []
         for r in range(min(draws, CODED_DRAWS)):
             stream = generator(f"null-{null}", 0, r)
-            drawn.append(matrix([draw(len(one.atoms), stream).codes for one in live]))
+            codes = [draw(len(one.atoms), stream).codes for one in live]
+            drawn.append(activation_matching(codes, abs=signed).matrix)
         nulls[null] = NullScore.of(np.stack(drawn))
-    return Measured(observed, pair_interval(observed), nulls)
+    return Measured(observed, nulls)
 
 
 def _notes(

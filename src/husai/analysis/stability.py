@@ -4,6 +4,7 @@ Atoms are unit decoder rows of live latents, encoders the encoder directions of 
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from husai.analysis.agreement import Agreement, Pair, agreement, joined
 from husai.analysis.assignment import certified_match
 from husai.analysis.matching import Matching, cosines, match, require_comparable
 
@@ -26,10 +28,6 @@ class Matched(NamedTuple):
     matching: Matching
     gap: float
 
-    @property
-    def mean(self) -> float:
-        return float(self.matching.cosines.mean())
-
 
 def best_match(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False) -> Matched:
     """Exact up to 8192 atoms, beyond by `certified_match`. abs: |cosine| is matched. Raises HusaiError as `cosines`."""
@@ -40,17 +38,17 @@ def best_match(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: boo
     return Matched(match(np.abs(similarity) if abs else similarity), 0.0)
 
 
-def shared_fraction(decoders: Matching, encoders: Matching, same: float = SAME) -> float:
-    """Share of matched atoms that both matchings give the same partner, at cosines of at least `same` in both.
+def shared(decoders: Matching, encoders: Matching, same: float = SAME) -> Bool[np.ndarray, "pairs"]:
+    """Which matched atoms both matchings give the same partner, at cosines of at least `same` in both.
 
-    Paulo & Belrose 2025, arXiv 2501.16615: decoder and encoder directions are matched separately. Both matchings are of
-    the same two dictionaries.
+    Their share is `shared_fraction` (Paulo & Belrose 2025, arXiv 2501.16615): decoder and encoder directions are matched
+    separately. Both matchings are of the same two dictionaries.
     """
     partner = np.full(1 + max(decoders.rows.max(), encoders.rows.max()), -1)
     beside = np.zeros(len(partner))
     partner[encoders.rows], beside[encoders.rows] = encoders.columns, encoders.cosines
     alike = np.minimum(decoders.cosines, beside[decoders.rows]) >= same
-    return float((alike & (partner[decoders.rows] == decoders.columns)).mean())
+    return alike & (partner[decoders.rows] == decoders.columns)
 
 
 class Nearest(NamedTuple):
@@ -79,20 +77,28 @@ def nearest(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> Nearest:
 
 
 class Stability(NamedTuple):
-    """S dictionaries, pair by pair; matrices have ones on the diagonal.
+    """How far S dictionaries agree by what their atoms are.
 
-    pwmcc, max_cosine: as in `matching`. shared_fraction: `shared_fraction`; None where encoders are not given.
+    pwmcc, max_cosine: as in `matching`. shared_fraction: the share of `shared` atoms; None where encoders are not given.
     reappearance: [i, j] share of i's atoms whose best cosine with an atom of j is at least .7 (many-to-one, so not
-    symmetric). gap: what the best matching's pwmcc may exceed this one by. counts: for every atom of every dictionary, in
-    how many of the S − 1 others it reappears.
+    symmetric); of every atom, the share of the other dictionaries in which it reappears.
     """
 
-    pwmcc: Float[np.ndarray, "seeds seeds"]
-    max_cosine: Float[np.ndarray, "seeds seeds"]
-    shared_fraction: Float[np.ndarray, "seeds seeds"] | None
-    reappearance: Float[np.ndarray, "seeds seeds"]
-    gap: Float[np.ndarray, "seeds seeds"]
-    counts: tuple[Int[np.ndarray, "n"], ...]
+    pwmcc: Agreement
+    max_cosine: Agreement
+    shared_fraction: Agreement | None
+    reappearance: Agreement
+
+    @property
+    def known(self) -> dict[str, Agreement]:
+        """Those that there are, by name."""
+        return {name: found for name, found in self._asdict().items() if found is not None}
+
+    @property
+    def counts(self) -> tuple[Int[np.ndarray, "n"], ...]:
+        """For every atom of every dictionary, in how many of the S − 1 others it reappears."""
+        others = len(self.reappearance.atoms) - 1
+        return tuple(np.rint(shares * others).astype(int) for shares in self.reappearance.atoms)
 
     @property
     def everywhere(self) -> Float[np.ndarray, "seeds"]:
@@ -111,39 +117,45 @@ def stability(
     abs: cosines count by magnitude, as of atoms whose codes have signs. Raises HusaiError for dictionaries that are empty
     or of different width.
     """
-    size = len(atoms)
-    pwmcc, largest, shared, again = (np.ones((size, size)) for _ in range(4))
-    gap, counts = np.zeros((size, size)), tuple(np.zeros(len(own), int) for own in atoms)
-    for i in range(size):
-        for j in range(i + 1, size):
-            matched, best = best_match(atoms[i], atoms[j], abs=abs), nearest(atoms[i], atoms[j])
-            pwmcc[i, j] = pwmcc[j, i] = matched.mean
-            gap[i, j] = gap[j, i] = matched.gap
-            largest[i, j] = largest[j, i] = (best.rows_abs.mean() + best.columns_abs.mean()) / 2
-            there, back = _same(best.rows_abs if abs else best.rows), _same(best.columns_abs if abs else best.columns)
-            again[i, j], again[j, i] = there.mean(), back.mean()
-            counts[i][there] += 1
-            counts[j][back] += 1
-            if encoders is not None:
-                tied = encoders[i] is atoms[i] and encoders[j] is atoms[j]
-                beside = matched if tied else best_match(encoders[i], encoders[j], abs=abs)
-                shared[i, j] = shared[j, i] = shared_fraction(matched.matching, beside.matching)
-    return Stability(pwmcc, largest, shared if encoders is not None else None, again, gap, counts)
+    sizes = [len(own) for own in atoms]
+    pairs: dict[str, dict[tuple[int, int], Pair]] = {name: {} for name in Stability._fields}
+    for place in combinations(range(len(sizes)), 2):
+        (A, B), of = (atoms[i] for i in place), (sizes[place[0]], sizes[place[1]])
+        matched, best = best_match(A, B, abs=abs), nearest(A, B)
+        pairs["pwmcc"][place] = Pair.matched(matched.matching, matched.matching.cosines, of, matched.gap)
+        largest = float(best.rows_abs.mean() + best.columns_abs.mean()) / 2
+        pairs["max_cosine"][place] = Pair(largest, largest, best.rows_abs, best.columns_abs)
+        there, back = (best.rows_abs, best.columns_abs) if abs else (best.rows, best.columns)
+        there, back = (there >= SAME).astype(float), (back >= SAME).astype(float)
+        pairs["reappearance"][place] = Pair(float(there.mean()), float(back.mean()), there, back)
+        if encoders is not None:
+            C, D = (encoders[i] for i in place)
+            beside = matched if C is A and D is B else best_match(C, D, abs=abs)
+            alike = shared(matched.matching, beside.matching).astype(float)
+            pairs["shared_fraction"][place] = Pair.matched(matched.matching, alike, of)
+    found = {name: joined(sizes, own) for name, own in pairs.items()}
+    return Stability(
+        found["pwmcc"],
+        found["max_cosine"],
+        None if encoders is None else found["shared_fraction"],
+        found["reappearance"],
+    )
 
 
-def _same(best: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    return best >= SAME
-
-
-def activation_matching(
-    A: Float[Tensor, "samples n_A"], B: Float[Tensor, "samples n_B"], *, abs: bool = False
-) -> Matched:
-    """Its mean: mean Pearson correlation of codes on the same samples under the matching that makes it largest.
+def activation_matching(codes: Sequence[Float[Tensor, "samples n"]], *, abs: bool = False) -> Agreement:
+    """Mean Pearson correlation of codes on the same samples under the one-to-one matching that makes it largest.
 
     Signed unless `abs`. A latent whose code never changes correlates with none (0). Raises HusaiError for dictionaries
     without latents or codes of different samples.
     """
-    return best_match(standardised(A), standardised(B), abs=abs)
+    rows = [standardised(own) for own in codes]
+    sizes = [len(own) for own in rows]
+
+    def measure(i: int, j: int) -> Pair:
+        found = best_match(rows[i], rows[j], abs=abs)
+        return Pair.matched(found.matching, found.matching.cosines, (sizes[i], sizes[j]), found.gap)
+
+    return agreement(sizes, measure)
 
 
 def standardised(codes: Float[Tensor, "samples n"]) -> Float[Tensor, "n samples"]:

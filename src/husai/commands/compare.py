@@ -97,9 +97,13 @@ def _show(found: "Comparison") -> None:
     for name in ("measure", "mean", "95% interval", "chance"):
         table.add_column(name, justify="right" if name == "mean" else "left")
     for name, one in found.measures.items():
-        interval = "" if one.interval.low != one.interval.low else f"[{one.interval.low:.3f}, {one.interval.high:.3f}]"
+        interval = (
+            ""
+            if one.agreement.interval.low != one.agreement.interval.low
+            else f"[{one.agreement.interval.low:.3f}, {one.agreement.interval.high:.3f}]"
+        )
         chance = ", ".join(f"{null} {level.mean:.3f}" for null, level in one.nulls.items())
-        table.add_row(*map(Text, (name, f"{one.interval.mean:.3f}", interval, chance)))
+        table.add_row(*map(Text, (name, f"{one.agreement.interval.mean:.3f}", interval, chance)))
     console.out.print(table)
     say()
     say(found.sentence)

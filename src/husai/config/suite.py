@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from husai.config.base import NAME, Config, Positive, Seed
+from husai.config.base import NAME, Config, Positive, Seed, later
 from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig
 from husai.config.registered import ArchitectureConfig
 from husai.config.sae import SAETrainingConfig
@@ -32,6 +32,9 @@ class AnalysisConfig(Config):
     )
     curve_shifts: Positive = Field(
         default=4, description="shifts averaged and searched at the other points of the curve"
+    )
+    causes: bool = later(
+        True, "whether a model is asked what it makes of the SAEs, beside null dictionaries with codes"
     )
 
 

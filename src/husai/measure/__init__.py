@@ -28,9 +28,10 @@ from husai.measure.recovery import (
     recovery_rows,
 )
 from husai.measure.rows import Measurement, Row
-from husai.measure.stability import calibration_rows, stability_rows, symmetry_rows
+from husai.measure.stability import calibration_rows, code_rows, stability_rows, symmetry_rows
 
 OVERLAPS = ("fourier_overlap", "decoder_overlap")
+PAIRED = ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "activation_matching")
 BESIDE_UNTRAINED = ("relative_error", *Gram._fields, *OVERLAPS, *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES)
 
 __all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
@@ -47,7 +48,7 @@ def measure(
     """All scores of one ensemble.
 
     final: use the draws and shifts meant for the end of training, else the smaller numbers meant for curves.
-    untrained: the same ensemble's measurement at step 0, a null of pwmcc, max_cosine and `BESIDE_UNTRAINED`.
+    untrained: the same ensemble's measurement at step 0, a null of `PAIRED` and `BESIDE_UNTRAINED`.
     Raises HusaiError if no latent of an SAE fires on any input.
     """
     if 0 in members.n_live:
@@ -68,6 +69,7 @@ def measure(
     causal_rows(result, members, hook, draws=coded)
     planted_rows(result, members, hook)
     stability_rows(result, members, hook, draws)
+    code_rows(result, members, hook, draws=coded)
     if final:
         calibration_rows(result, members, hook)
     if hook.shifts is not None:
@@ -78,9 +80,9 @@ def measure(
 
 
 def untrained_rows(result: Measurement, untrained: Measurement) -> None:
-    """Step 0 as a null: its own figure with its own interval, and pwmcc and max_cosine adjusted by it."""
-    for metric in ("pwmcc", "max_cosine"):
-        if metric not in result.matrices:
+    """Step 0 as a null: its own figure with its own interval, and scores of pairs adjusted by it."""
+    for metric in PAIRED:
+        if metric not in result.matrices or metric not in untrained.matrices:
             continue
         null, matrix = untrained.matrices[metric], result.matrices[metric]
         pairs = len(matrix) * (len(matrix) - 1) // 2

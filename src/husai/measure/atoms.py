@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from husai.analysis.matching import Matching, cosines, match
+from husai.analysis.matching import Matching
 from husai.analysis.planted import FiringRecovery
 from husai.analysis.recovery import best_subspace
 from husai.measure.hook import Hook
@@ -18,11 +17,13 @@ def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFr
     """One row an atom and seed: how it fires, how well the other seeds match it, and what it is tuned to or recovers.
 
     match_mean, match_max: mean and largest cosine of the atom with its one-to-one partners in the other seeds (nan for
-    dead atoms and for atoms left without a partner everywhere). true_atom: the planted atom matched to it (-1: none),
+    dead atoms and for atoms left without a partner everywhere). reappears_in: number of other seeds in which an atom with a
+    cosine of at least .7 is. true_atom: the planted atom matched to it (-1: none),
     with their |cosine| and the F1 of their firing.
     """
     tables = []
-    matches = _matches(members.atoms, signed=members.signed)
+    paired = len(members.atoms) > 1
+    best = _best(members) if paired else []
     for index, fit in enumerate(members.fits):
         live = fit.live.numpy()
         columns: dict[str, Any] = {
@@ -34,10 +35,11 @@ def atom_table(members: Members, ensemble: SAEEnsemble, hook: Hook) -> pd.DataFr
             "firing_rate": fit.firing_rate.numpy(),
             "energy": fit.energy.numpy(),
         }
-        for name in ("match_mean", "match_max"):
+        for name in ("match_mean", "match_max", "reappears_in"):
             columns[name] = np.full(len(live), np.nan)
-        if matches:
-            columns["match_mean"][live], columns["match_max"][live] = matches[index]
+        if paired:
+            columns["match_mean"][live], columns["match_max"][live] = members.stability.pwmcc.atoms[index], best[index]
+            columns["reappears_in"][live] = members.stability.counts[index]
         if hook.planted is not None:
             columns |= _true_columns(live, members.matchings[index], members.firings[index])
         else:
@@ -74,19 +76,10 @@ def _true_columns(live: np.ndarray, matching: Matching, firing: FiringRecovery) 
     return {"true_atom": true_atom, "true_cosine": cosine, "firing_f1": f1}
 
 
-def _matches(atoms: list[Tensor], *, signed: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per seed, mean and maximum over the other seeds of each atom's matched cosine."""
-    if len(atoms) < 2:
-        return []
-    results = []
-    for i, own in enumerate(atoms):
-        found = np.full((len(atoms), len(own)), np.nan)
-        for j, other in enumerate(atoms):
-            if i != j:
-                matching: Matching = match(cosines(own, other, abs=signed))
-                found[j, matching.rows] = matching.cosines
-        partnered = ~np.isnan(found).all(0)
-        mean, best = np.full(len(own), np.nan), np.full(len(own), np.nan)
-        mean[partnered], best[partnered] = np.nanmean(found[:, partnered], 0), np.nanmax(found[:, partnered], 0)
-        results.append((mean, best))
-    return results
+def _best(members: Members) -> list[np.ndarray]:
+    """Per seed, the largest cosine of each atom with its partners in the other seeds; nan for an atom without any."""
+    best = [np.full(len(atoms), np.nan) for atoms in members.atoms]
+    for (i, j), found in members.stability.pwmcc.matched.items():
+        best[i][found.rows] = np.fmax(best[i][found.rows], found.cosines)
+        best[j][found.columns] = np.fmax(best[j][found.columns], found.cosines)
+    return best

@@ -3,15 +3,20 @@
 Atoms of signed codes have no sign, so that their cosines, and those of their nulls, count by magnitude.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from jaxtyping import Float
 
+from husai.analysis.agreement import Agreement
 from husai.analysis.calibration import calibration
-from husai.analysis.matching import agreement, pwmcc
-from husai.analysis.nulls import DRAWN_NULLS, NullScore, null_matrices, pairwise, sampler
+from husai.analysis.matching import pwmcc
+from husai.analysis.nulls import CODED_NULLS, NullScore, coded_sampler, null_matrices, pairwise, sampler
 from husai.analysis.recovery import TRUE
-from husai.analysis.rotated import plane_rotated
+from husai.analysis.rungs import rungs
+from husai.analysis.stability import activation_matching, stability
+from husai.analysis.stats import seed_interval
 from husai.analysis.symmetry import Shifts, aligned, shifted, spaced
 from husai.config import AnalysisConfig
 from husai.measure.hook import Hook
@@ -23,33 +28,51 @@ FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "
 
 
 def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
+    """What atoms and encoders have in common, beside `draws` draws of every rung that needs no training."""
     if len(members.atoms) < 2:
         return
-    scores, score = ("pwmcc", "max_cosine"), partial(agreement, abs=members.signed)
-    observed = pairwise(members.atoms, score)
-    for position, metric in enumerate(scores):
-        pair_rows(result, metric, observed[..., position])
+    found = members.stability
+    for metric, one in found.known.items():
+        pair_rows(result, metric, one.both)
+    per_seed(result, "reappear_in_all", found.everywhere.tolist())
     shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
-    weighted = np.eye(len(shares))
-    for i, j in zip(*np.triu_indices(len(shares), 1), strict=True):
-        weights = (shares[i], shares[j])
-        weighted[i, j] = weighted[j, i] = pwmcc(members.atoms[i], members.atoms[j], abs=members.signed, weights=weights)
-    pair_rows(result, "pwmcc_energy_weighted", weighted)
+    pair_rows(result, "pwmcc_energy_weighted", weighted(found.pwmcc, shares))
     live = zip(members.atoms, members.fits, strict=True)
     frequent = [atoms[fit.firing_rate[fit.live] >= FREQUENT] for atoms, fit in live]
     if min(len(atoms) for atoms in frequent) > 0:
         per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
         pair_rows(result, "pwmcc_frequent", pairwise(frequent, partial(pwmcc, abs=members.signed)))
-    for null in DRAWN_NULLS:
-        draw = sampler(null, hook.x)
-        matrices = null_matrices(draw, members.n_live, score, draws=draws, purpose=null)
-        for position, metric in enumerate(scores):
-            null_rows(result, metric, null, NullScore.of(matrices[..., position]))
-    if hook.truth is not None:
-        score_atoms, truth = partial(pwmcc, abs=members.signed), hook.truth
-        streams = (generator("null-plane_rotated", draw) for draw in range(draws))
-        turned = [pairwise([plane_rotated(atoms, truth, s) for atoms in members.atoms], score_atoms) for s in streams]
-        null_rows(result, "pwmcc", "plane_rotated", NullScore.of(np.stack(turned)))
+    encoders = members.encoders or None
+    for null, draw in rungs(hook.x, members.atoms, encoders, hook.truth).items():
+        drawn = [stability(*draw(generator(f"null-{null}", 0, r)), abs=members.signed) for r in range(draws)]
+        for metric in found.known:
+            null_rows(result, metric, null, NullScore.of(np.stack([one.known[metric].both for one in drawn])))
+        everywhere = np.array([one.everywhere.mean() for one in drawn])
+        result.rows.append(Row("reappear_in_all", null, *seed_interval(everywhere), n=draws))
+
+
+def weighted(found: Agreement, weights: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "seeds seeds"]:
+    """The same matchings, each matched pair counted by the sum of its two atoms' weights."""
+    matrix = np.eye(len(weights))
+    for (i, j), matching in found.matched.items():
+        pair = weights[i][matching.rows] + weights[j][matching.columns]
+        matrix[i, j] = matrix[j, i] = (pair * matching.cosines).sum() / pair.sum()
+    return matrix
+
+
+def code_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:
+    """What codes have in common, beside `draws` times as many null dictionaries with codes, with as many live atoms."""
+    if len(members.atoms) < 2:
+        return
+    pair_rows(result, "activation_matching", activation_matching(members.codes, abs=members.signed).matrix)
+    l0 = float(np.mean([fit.l0 for fit in members.fits]))
+    for null in CODED_NULLS if draws else ():
+        draw, drawn = coded_sampler(null, hook.x, l0), []
+        for r in range(draws):
+            stream = generator(f"null-{null}", 0, r)
+            codes = [draw(n, stream).codes for n in members.n_live]
+            drawn.append(activation_matching(codes, abs=members.signed).matrix)
+        null_rows(result, "activation_matching", null, NullScore.of(np.stack(drawn)))
 
 
 def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:

@@ -1,0 +1,58 @@
+"""The drawn rungs of the ladder as whole experiments: S null dictionaries with their encoders. (docs/method.md §Chance)"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from husai.analysis.nulls import DRAWN_NULLS, sampler
+from husai.analysis.rotated import plane_rotated
+from husai.truth.planes import GroundTruth
+
+
+class Drawn(NamedTuple):
+    """Unit atoms and encoder directions of S dictionaries; both are the same where they are tied, as SAEs begin."""
+
+    atoms: list[Float[Tensor, "n d"]]
+    encoders: list[Float[Tensor, "n d"]]
+
+
+Rung = Callable[[torch.Generator], Drawn]
+
+
+def directions(null: str, x: Float[Tensor, "samples d"], sizes: Sequence[int]) -> Rung:
+    """Draws dictionaries with so many atoms each, from samples as `nulls.sampler` does."""
+    draw = sampler(null, x)
+
+    def rung(stream: torch.Generator) -> Drawn:
+        atoms = [draw(size, stream) for size in sizes]
+        return Drawn(atoms, atoms)
+
+    return rung
+
+
+def turned(
+    atoms: Sequence[Float[Tensor, "n d"]], encoders: Sequence[Float[Tensor, "n d"]] | None, truth: GroundTruth
+) -> Rung:
+    """Turns every dictionary's true planes by angles of its own, and its encoders with them (none: tied)."""
+    rows = [torch.cat([own, own if encoders is None else encoders[i]]) for i, own in enumerate(atoms)]
+
+    def rung(stream: torch.Generator) -> Drawn:
+        both = [plane_rotated(own, truth, stream).tensor_split(2) for own in rows]
+        return Drawn([own for own, _ in both], [own for _, own in both])
+
+    return rung
+
+
+def rungs(
+    x: Float[Tensor, "samples d"],
+    atoms: Sequence[Float[Tensor, "n d"]],
+    encoders: Sequence[Float[Tensor, "n d"]] | None,
+    truth: GroundTruth | None,
+) -> dict[str, Rung]:
+    """All rungs that need no training, for dictionaries of these samples; `plane_rotated` where their true planes are known."""
+    sizes = [len(own) for own in atoms]
+    found = {null: directions(null, x, sizes) for null in DRAWN_NULLS}
+    return found if truth is None else found | {"plane_rotated": turned(atoms, encoders, truth)}
