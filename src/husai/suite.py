@@ -18,7 +18,8 @@ from husai.measure import Hook
 from husai.models import inputs_of, kind_of
 from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
-from husai.report.tables import plural, sentences
+from husai.report.tables import sentences
+from husai.report.text import plural
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth

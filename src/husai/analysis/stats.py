@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-
 MANY = 10  # seeds from which on intervals are corrected for skewness, and those of pairs for what single pairs bring
 
 

@@ -7,8 +7,8 @@ MOST = 0.8  # share of the cells that must have converged; below, tables are hea
 
 
 def caveats(results: SuiteResults) -> list[str]:
-    """Sentences; none if all cells have converged and no agreement was there before training."""
-    return [*_convergence(results.cells), *_initialisation(results.cells)]
+    """Sentences; none if all cells have converged, no SAEs share a seed, and no agreement was there before training."""
+    return [*_convergence(results.cells), *_shared_seeds(results.cells), *_initialisation(results.cells)]
 
 
 def heading(cells: list[CellView]) -> str:
@@ -29,6 +29,20 @@ def _convergence(cells: list[CellView]) -> list[str]:
         return [f"{counted}: their scores say where training stood, not where it leads."]
     return [
         f"{counted}: a score with an asterisk and one without were reached at different convergence; do not compare them."
+    ]
+
+
+def _shared_seeds(cells: list[CellView]) -> list[str]:
+    """Cells in which some SAEs have an init or a data seed in common."""
+    sharing = [
+        cell for cell in cells if any(len(set(seeds)) < len(seeds) for seeds in zip(*cell.seed_pairs, strict=True))
+    ]
+    if not sharing:
+        return []
+    return [
+        f"in {len(sharing)} of {len(cells)} cells SAEs share init seeds or data orders. They are no independent draws, which "
+        "is what the intervals over seeds take them for, of single SAEs and of pairs alike: those are too narrow. Where seeds "
+        "are crossed, read the sources of variance."
     ]
 
 

@@ -204,7 +204,8 @@ class SuiteResults:
 
     @property
     def seeds(self) -> int:
-        return len(set(self.records["init_seed"].dropna()))
+        """SAEs of a cell, the most."""
+        return max(len(cell.seed_pairs) for cell in self.cells)
 
     @cached_property
     def cells(self) -> list[CellView]:
@@ -263,7 +264,7 @@ class SuiteResults:
 
 
 def _low_precisions(costs: Path) -> dict[str, str]:
-    """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Tables of earlier versions do not say; all were fp32."""
+    """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Earlier tables do not say; they are of fp32."""
     table = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame()
     known = rows_of(table[table["precision"].notna()]) if "precision" in table else []
     return {row["run_id"]: row["precision"] for row in known if row["precision"] != "fp32/fp32"}

@@ -6,36 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from husai.analysis.stats import Interval
+from husai.analysis.stats import MANY
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.caveats import caveats, heading
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
-
-
-def number(value: float, digits: int = 3) -> str:
-    return "–" if value != value else f"{value:.{digits}f}"
-
-
-def interval(value: Interval, digits: int = 3) -> str:
-    if value.low != value.low:
-        return number(value.mean, digits)
-    return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
-
+from husai.report.text import interval, markdown, number, plural
+from husai.report.variance import variance_section
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
 are of those samples, atoms and planes are held against the source's truth, and the model is asked on its own activations.
 """
-
-
-def plural(count: int, noun: str) -> str:
-    """Such as `1 cell`, `2 cells`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def named(cell: CellView) -> list[str]:
@@ -265,10 +246,11 @@ def summary(results: SuiteResults) -> str:
         recovery.append(f"## Labels of live atoms\n\n{label_table(results, fourier)}")
         judged.append("the unweighted overlap")
     caution, mark = "".join(f"**Caution.** {text}\n\n" for text in caveats(results)), heading(results.cells)
+    method = "delete-one-seed jackknife for pairs" if results.seeds < MANY else "corrected for skewness"
     extent = f"{plural(len(results.cells), 'cell')} of {plural(results.seeds, 'seed')}"
     return f"""# Results of the suite `{results.name}`
 
-{extent}. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs, not cut off at 1).
+{extent}. Intervals are 95%, over seeds ({method}, not cut off at 1).
 Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
 An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.
@@ -286,7 +268,7 @@ over the last doubling of steps.
 ## Stability: pwmcc beside its chance levels{mark}
 
 {stability_table(results)}
-{symmetry}{chr(10).join(recovery)}"""
+{symmetry}{chr(10).join(recovery)}{variance_section(results)}"""
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from husai.analysis.stats import Interval, seed_interval
 from husai.analysis.variance import Factors, agreement_by_shared, crossed_components
 from husai.report.results import CellView, SuiteResults
+from husai.report.text import interval, markdown
 
 SCORES = (
     *("explained_variance", "l0", "n_live", "fourier_overlap_unweighted", "decoder_overlap_unweighted", "gt_mcc"),
@@ -21,6 +22,11 @@ SCORES = (
 PAIRS = ("pwmcc", "max_cosine", "shared_fraction", "activation_matching", "functional", "shifted")
 INIT, DATA, MODEL, PRECISION = "init seed", "data order", "model", "precision"
 FP32 = "fp32/fp32"
+EXPLAINED = """SAEs cross the factors named. First table: the standard deviation that each factor, or several beyond what
+each does alone, brings to a score of single SAEs, with 95% intervals; the last row includes what no factor explains. Means
+and the tables below have models as the unit: intervals are t intervals over models. Second: pairs of one model that share no
+seed, one or the other; the last two columns are differences, model by model.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,7 @@ class Design:
         axes = (MODEL, PRECISION, INIT, DATA)
         values = values.transpose([axes.index(name) for name in (INIT, DATA, MODEL, PRECISION)])
         found = crossed_components(values.squeeze(), tuple(self.factors))
-        return {
-            name: Interval(*(max(part, 0.0) ** 0.5 for part in component)) for name, component in found.items()
-        }
+        return {name: Interval(*(max(part, 0.0) ** 0.5 for part in component)) for name, component in found.items()}
 
     def over_models(self, score: str) -> Interval:
         """Mean with its interval; models are the outer unit."""
@@ -88,21 +92,19 @@ class Design:
         differences = (values - values[:, :1]).mean((2, 3))
         return {name: seed_interval(differences[:, i]) for i, name in enumerate(self.precisions) if i}
 
-    def agreement(self, score: str) -> dict[Factors, Interval] | None:
-        """Score of pairs of one model that share no seed, the init seed, or the data order: mean over models."""
-        seeds = {INIT: [init for init, _ in self.seed_pairs], DATA: [order for _, order in self.seed_pairs]}
+    def agreement(self, score: str) -> dict[Factors, Float[np.ndarray, "models"]] | None:
+        """Mean score of a model's pairs that share no seed, the init seed, or the data order; None if a cell has it not."""
+        pairs = list(product(self.inits, self.orders))
+        seeds = {INIT: [init for init, _ in pairs], DATA: [order for _, order in pairs]}
         shared: dict[Factors, list[list[float]]] = {}
         for model in self.models:
-            groups = [
-                agreement_by_shared(self.cells[model, precision].matrix(score), seeds) for precision in self.precisions
-            ]
+            matrices = [self.cells[model, precision].matrix(score) for precision in self.precisions]
+            if any(len(matrix) != len(pairs) for matrix in matrices):
+                return None
+            groups = [agreement_by_shared(matrix, seeds) for matrix in matrices]
             for name in groups[0]:
                 shared.setdefault(name, []).append([group[name][0] for group in groups])
-        return {name: seed_interval(np.mean(means, axis=1)) for name, means in shared.items()}
-
-    @property
-    def seed_pairs(self) -> list[tuple[int, int]]:
-        return list(product(self.inits, self.orders))
+        return {name: np.mean(means, axis=1) for name, means in shared.items()}
 
 
 def designs(results: SuiteResults) -> list[Design]:
@@ -115,6 +117,46 @@ def designs(results: SuiteResults) -> list[Design]:
             groups.setdefault(key, []).append(cell)
     found = [_design(cells) for cells in groups.values()]
     return [design for design in found if design is not None]
+
+
+def variance_section(results: SuiteResults) -> str:
+    """Part of `summary.md`: the spread of scores by factor, and agreement by what a pair shares; '' without such a design."""
+    parts = [_text(design) for design in designs(results)]
+    return "".join([f"\n## Sources of variance\n\n{EXPLAINED}", *parts]) if parts else ""
+
+
+def _text(design: Design) -> str:
+    extent = " × ".join(f"{levels} {name}s" for name, levels in design.factors.items())
+    tables = [_spread_table(design), _agreement_table(design)]
+    if len(design.precisions) > 1:
+        tables.append(_precision_table(design))
+    return "\n".join([f"\n### {design.title}: {extent}\n", *tables])
+
+
+def _spread_table(design: Design) -> str:
+    found = {score: parts for score in SCORES if (parts := design.components(score)) is not None}
+    rows = [["mean", *(interval(design.over_models(score), 4) for score in found)]]
+    names = list(next(iter(found.values()), {}))
+    rows += [[" × ".join(name), *(interval(parts[name], 4) for parts in found.values())] for name in names]
+    return markdown(["sd by", *found], rows)
+
+
+def _agreement_table(design: Design) -> str:
+    rows = []
+    for score in PAIRS:
+        means = design.agreement(score)
+        if means is not None:
+            same = [means[()], means[INIT,], means[DATA,]]
+            more = [seed_interval(mean - means[()]) for mean in same[1:]]
+            rows.append([score, *(interval(seed_interval(mean)) for mean in same), *map(interval, more)])
+    return markdown(["pairs that share", "no seed", INIT, DATA, f"{INIT} less none", f"{DATA} less none"], rows)
+
+
+def _precision_table(design: Design) -> str:
+    scores = [score for score in SCORES if design.components(score) is not None]
+    changes = {score: design.lowering(score) for score in scores}
+    rows = [[name, *(interval(changes[score][name], 4) for score in scores)] for name in design.precisions[1:]]
+    return markdown([f"less {design.precisions[0]}", *scores], rows)
 
 
 def _design(cells: Sequence[CellView]) -> Design | None:
