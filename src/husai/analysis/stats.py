@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 MANY = 10  # seeds from which on intervals are corrected for skewness, and those of pairs for what single pairs bring
 
@@ -19,7 +19,7 @@ class Interval(NamedTuple):
 
 def t_reach(error: float, degrees: float, level: float = 0.95) -> float:
     """How far a t interval reaches to either side of its mean. error: the standard deviation of that mean."""
-    return float(student.ppf((1 + level) / 2, degrees)) * error
+    return float(stdtrit(degrees, (1 + level) / 2)) * error
 
 
 def seed_interval(values: Float[np.ndarray, "seeds"], level: float = 0.95) -> Interval:
@@ -151,7 +151,7 @@ def difference_p(difference: Interval, seeds: int, level: float = 0.95) -> float
     error = (difference.high - difference.mean) / t_reach(1.0, seeds - 1, level)
     if error == 0 and difference.mean == 0:
         return 1.0
-    return 2 * float(student.sf(abs(difference.mean) / error, seeds - 1)) if error > 0 else float("nan")
+    return 2 * float(stdtr(seeds - 1, -abs(difference.mean) / error)) if error > 0 else float("nan")
 
 
 def holm(p_values: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
