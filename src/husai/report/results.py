@@ -241,6 +241,18 @@ class SuiteResults:
         """The same without controls."""
         return list(dict.fromkeys(map(source_of, self.models)))
 
+    @cached_property
+    def recipes(self) -> list[list[CellView]]:
+        """Cells, without controls, that differ in their model and in precision at most: models of one task, tier and hook."""
+        groups: dict[tuple[str, ...], list[CellView]] = {}
+        for cell in self.cells:
+            if not cell.control:
+                row = cell.records.iloc[0]
+                groups.setdefault((str(row["task"]), str(row["p"]), cell.tier, cell.hook, cell.setting), []).append(
+                    cell
+                )
+        return list(groups.values())
+
     def surrogate_of(self, cell: CellView) -> CellView | None:
         """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
 

@@ -109,13 +109,7 @@ class Design:
 
 def designs(results: SuiteResults) -> list[Design]:
     """The complete crossed designs among a suite's cells, without controls: at least two init seeds and two data orders."""
-    groups: dict[tuple[str, ...], list[CellView]] = {}
-    for cell in results.cells:
-        if not cell.control:
-            row = cell.records.iloc[0]
-            key = (str(row["task"]), str(row["p"]), cell.tier, cell.hook, cell.setting)
-            groups.setdefault(key, []).append(cell)
-    found = [_design(cells) for cells in groups.values()]
+    found = [_design(cells) for cells in results.recipes]
     return [design for design in found if design is not None]
 
 
