@@ -26,7 +26,7 @@ from husai.analysis.variance import crossed_components
 from husai.console import exits, say
 from husai.report.text import markdown
 
-SEEDS = (3, 5, 10, 20)
+SEEDS = (3, 5, 10, 20, 40)
 LEVELS = (3, 5, 10)
 MEAN = 0.6
 RESAMPLES, BOOTSTRAPPED = 400, 500
@@ -180,9 +180,10 @@ def text(rows: list[dict[str, Any]]) -> str:
             for seeds in dict.fromkeys(one["seeds"] for one in own):
                 found = {o["method"]: o for o in own if (o["population"], o["seeds"]) == (population, seeds)}
                 first = found[methods[0]]["width"]
-                cells = [
+                cells = [f"{found[methods[0]]['coverage']:.3f}"]
+                cells += [
                     f"{found[m]['coverage']:.3f} ({found[m]['width'] / first:.2f})" if m in found else "–"
-                    for m in methods
+                    for m in methods[1:]
                 ]
                 lines.append([population, str(seeds), *cells])
         worst = max(one["error"] for one in own if one["method"] in ("jackknife", "corrected", "t", "generalized"))

@@ -60,6 +60,6 @@ def test_the_committed_table_keeps_the_promise():
     table = pd.read_csv(ROOT / "results" / "coverage" / "coverage.csv")
     kept = table[(table["of"] == "pairs") & (table["method"] == "corrected") & (table["seeds"] >= 10)]
     regular = kept[~kept["population"].str.contains("far off")]
-    assert len(regular) == 16
+    assert len(regular) == 24
     assert (regular["coverage"] + 2 * regular["error"] >= 0.93).all()
     assert (regular["coverage"] - 2 * regular["error"] <= 0.97).all()

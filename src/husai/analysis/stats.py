@@ -68,21 +68,22 @@ def corrected_interval(matrix: Float[np.ndarray, "seeds seeds"], level: float = 
     """Interval of the pair mean without the jackknife's two faults: for at least 5 seeds, meant for 10 and more.
 
     The jackknife counts what single pairs bring twice: its variance less that (Efron and Stein 1981, Ann. Stat. 9) is
-    unbiased, with Satterthwaite's degrees of freedom; one mean square of all pairs where seeds bring nothing; never wider than
-    the jackknife. And its ends are moved for the skewness of the seeds' effects, as in `skewed_interval`.
+    unbiased, with Satterthwaite's degrees of freedom, and is taken where it is narrower; where seeds bring nothing, one mean
+    square of all pairs takes their place. And its ends are moved for the skewness of the seeds' effects, as in `skewed_interval`.
     """
     squares, n = PairSquares.of(matrix), len(matrix)
     own = n * (n - 3) / 2
-    if squares.seed > squares.pair:
-        jackknife, twice = squares.jackknife_error**2, 2 * squares.pair / ((n - 1) * (n - 2))
-        variance = jackknife - twice
-        degrees = variance**2 / (jackknife**2 / (n - 1) + twice**2 / own)
-    else:
+    if squares.seed <= squares.pair:
         degrees = n - 1 + own
-        variance = 2 * (squares.seed * (n - 1) + squares.pair * own) / degrees / (n * (n - 1))
-    options = [(t_reach(variance**0.5, degrees, level), variance**0.5)]
-    options.append((t_reach(squares.jackknife_error, n - 1, level), squares.jackknife_error))
-    return _turned(squares.mean, *min(options), squares.effects)
+        error = (2 * (squares.seed * (n - 1) + squares.pair * own) / degrees / (n * (n - 1))) ** 0.5
+        return _turned(squares.mean, t_reach(error, degrees, level), error, squares.effects)
+    jackknife, twice = squares.jackknife_error**2, 2 * squares.pair / ((n - 1) * (n - 2))
+    error = (jackknife - twice) ** 0.5
+    degrees = (jackknife - twice) ** 2 / (jackknife**2 / (n - 1) + twice**2 / own)
+    unbiased = (t_reach(error, degrees, level), error)
+    return _turned(
+        squares.mean, *min(unbiased, (t_reach(jackknife**0.5, n - 1, level), jackknife**0.5)), squares.effects
+    )
 
 
 def _error(values: np.ndarray) -> float:
