@@ -63,3 +63,17 @@ def test_the_committed_table_keeps_the_promise():
     assert len(regular) == 24
     assert (regular["coverage"] + 2 * regular["error"] >= 0.93).all()
     assert (regular["coverage"] - 2 * regular["error"] <= 0.97).all()
+
+
+def test_the_docs_quote_the_committed_table():
+    table = pd.read_csv(ROOT / "results" / "coverage" / "coverage.csv")
+    table = table[table["of"] == "pairs"]
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    head, _, *lines = text[text.index("| population | jackknife, 3 |") :].split("\n\n")[0].splitlines()
+    columns = [tuple(part.strip().rsplit(", ", 1)) for part in head.strip("|").split("|")[1:]]
+    assert len(lines) == table["population"].nunique()
+    for line in lines:
+        population, *quoted = (part.strip() for part in line.strip("|").split("|"))
+        own = table[table["population"] == population]
+        found = [own[(own["method"] == m) & (own["seeds"] == int(s))]["coverage"].item() for m, s in columns]
+        assert [float(number) for number in quoted] == pytest.approx(found, abs=6e-4)

@@ -69,7 +69,7 @@ def corrected_interval(matrix: Float[np.ndarray, "seeds seeds"], level: float = 
 
     The jackknife counts what single pairs bring twice: its variance less that (Efron and Stein 1981, Ann. Stat. 9) is
     unbiased, with Satterthwaite's degrees of freedom, and is taken where it is narrower; where seeds bring nothing, one mean
-    square of all pairs takes their place. And its ends are moved for the skewness of the seeds' effects, as in `skewed_interval`.
+    square of all pairs takes its place. And the ends are moved for the skewness of the seeds' effects (`skewed_interval`).
     """
     squares, n = PairSquares.of(matrix), len(matrix)
     own = n * (n - 3) / 2
@@ -80,10 +80,9 @@ def corrected_interval(matrix: Float[np.ndarray, "seeds seeds"], level: float = 
     jackknife, twice = squares.jackknife_error**2, 2 * squares.pair / ((n - 1) * (n - 2))
     error = (jackknife - twice) ** 0.5
     degrees = (jackknife - twice) ** 2 / (jackknife**2 / (n - 1) + twice**2 / own)
-    unbiased = (t_reach(error, degrees, level), error)
-    return _turned(
-        squares.mean, *min(unbiased, (t_reach(jackknife**0.5, n - 1, level), jackknife**0.5)), squares.effects
-    )
+    plain = t_reach(jackknife**0.5, n - 1, level), jackknife**0.5
+    reach, error = min((t_reach(error, degrees, level), error), plain)
+    return _turned(squares.mean, reach, error, squares.effects)
 
 
 def _error(values: np.ndarray) -> float:
