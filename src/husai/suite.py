@@ -28,24 +28,6 @@ from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
 
 
-def train_and_report(
-    recipe: Trainable,
-    out: Path,
-    *,
-    attempts: int = ATTEMPTS,
-    device: str = "cpu",
-    quiet: bool = False,
-    tracking: Mode = "none",
-    project: str = PROJECT,
-) -> int:
-    """Train with a progress bar, print the gate report of the kept attempt and where it is; 0 if it passed, else 1."""
-    passed = train_watched(
-        recipe, out, attempts=attempts, device=device, quiet=quiet, tracking=tracking, project=project
-    )
-    say(f"Run folder: {out}")
-    return 0 if passed else 1
-
-
 def train_watched(
     recipe: Trainable,
     out: Path,
@@ -111,8 +93,13 @@ def compile_and_report(config: CompiledConfig, out: Path) -> int:
     report = compile_run(config, out)
     for text in console.gate_lines(report):
         say(text)
+    return say_run(out, report.passed)
+
+
+def say_run(out: Path, passed: bool) -> int:
+    """Print where a model is; 0 if it passed the gate, else 1."""
     say(f"Run folder: {out}")
-    return 0 if report.passed else 1
+    return 0 if passed else 1
 
 
 def _absent(subject: Subject, place: str | None) -> bool:

@@ -174,8 +174,3 @@ def test_the_jackknife_is_what_leaving_one_seed_out_gives():
     reach = scipy_stats.t.ppf(0.975, 5) * (5 / 6 * np.square(without - np.mean(without)).sum()) ** 0.5
     mean, low, high = jackknife_interval(matrix)
     assert (mean - low, high - mean) == pytest.approx((reach, reach))
-
-
-def test_a_p_is_read_off_symmetric_intervals_only():
-    with pytest.raises(ValueError, match="at most 9"):
-        difference_p(Interval(0.2, 0.0, 0.4), 10)

@@ -28,6 +28,17 @@ class Row(NamedTuple):
     seed: int | None = None
     seed_b: int | None = None
 
+    def columns(self) -> dict[str, str | float | int]:
+        """The number as tables have it, whoever it is of."""
+        return {
+            "metric": self.metric,
+            "null": self.null,
+            "value": self.value,
+            "ci_low": self.low,
+            "ci_high": self.high,
+            "n": self.n,
+        }
+
 
 @dataclass
 class Measurement:

@@ -156,12 +156,16 @@ def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     return markdown(["hook", "SAE", *labels], rows)
 
 
-def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
-    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
+def rungs_of(cell: CellView, surrogate: CellView | None = None) -> dict[str, Interval]:
+    """The ladder of a cell's pwmcc, as far as it was computed. surrogate: the cell trained on one."""
     scored = {null: cell.value("pwmcc", null) for null in RUNGS}
     if surrogate is not None:
         scored["surrogate_trained"] = surrogate.value("pwmcc")
-    rungs = {null: score for null, score in scored.items() if score.mean == score.mean}
+    return {null: score for null, score in scored.items() if score.mean == score.mean}
+
+
+def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
+    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
     symmetry = ""
     if has(cell, "aligned"):
         symmetry = symmetry_sentence(
@@ -172,7 +176,7 @@ def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, s
             cell.value("aligned", "data_points"),
             cell.value("shift_support").mean,
         )
-    return rung_sentence(cell.value("pwmcc"), rungs), symmetry
+    return rung_sentence(cell.value("pwmcc"), rungs_of(cell, surrogate)), symmetry
 
 
 def gate_lines(name: str, gate: dict[str, Any]) -> str:
