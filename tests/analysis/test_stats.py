@@ -171,6 +171,6 @@ def test_the_jackknife_is_what_leaving_one_seed_out_gives():
     above = np.triu(generator.random((6, 6)), 1)
     matrix = above + above.T
     without = [pair_mean(np.delete(np.delete(matrix, s, 0), s, 1)) for s in range(6)]
-    reach = scipy_stats.t.ppf(0.975, 5) * (5 / 6 * np.square(without - np.mean(without)).sum()) ** 0.5
+    reach = scipy_stats.t.ppf(0.975, 5) * (5 / 6 * np.square(np.subtract(without, np.mean(without))).sum()) ** 0.5
     mean, low, high = jackknife_interval(matrix)
     assert (mean - low, high - mean) == pytest.approx((reach, reach))

@@ -9,7 +9,8 @@ from husai.analysis.stats import Interval, difference_interval
 from husai.analysis.verdict import STABLE, Standing, standing
 from husai.errors import HusaiError
 from husai.report.results import CellView, SuiteResults, rows_of, source_of
-from husai.report.tables import interval, number, rungs_of, sentences
+from husai.report.tables import rungs_of, sentences
+from husai.report.text import interval, number
 
 LABELS: dict[str, Callable[[CellView], tuple[object, ...]]] = {
     "model": lambda cell: (source_of(cell.model),),

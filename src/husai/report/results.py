@@ -139,8 +139,8 @@ class CellView:
     @cached_property
     def seed_pairs(self) -> list[tuple[int, int]]:
         """Init and data seed of every SAE, in the order of `matrix` and `per_seed`."""
-        single = self.records[self.records["init_seed"].notna()]
-        return sorted({(int(row["init_seed"]), int(row["data_seed"])) for row in rows_of(single)})
+        single = self.records.loc[self.records["init_seed"].notna(), ["init_seed", "data_seed"]].drop_duplicates()
+        return sorted((int(row["init_seed"]), int(row["data_seed"])) for row in rows_of(single))
 
     @property
     def seeds(self) -> int:

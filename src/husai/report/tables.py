@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from husai.analysis.stats import MANY
+from husai.analysis.stats import MANY, Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.caveats import caveats, heading
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
