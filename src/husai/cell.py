@@ -14,6 +14,7 @@ from husai.analysis.convergence import doublings, has_converged, is_flat
 from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
+from husai.measure.null_cache import NullCache
 from husai.runs import load_model
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.history import mean_log
@@ -124,46 +125,63 @@ def _hook_of_source(job: Job) -> Hook:
     return make(activations, loaded.model)
 
 
-def run_cell(job: Job) -> str:
-    """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
-    torch.set_num_threads(job.threads)
-    cell, steps = job.cell, job.cell.config.training.end
-    hook = hook_of(job)
-    curve: dict[int, Measurement] = {}
-    latest: list[Members] = []
-    until_flat = cell.config.training.stop == "converged"
-    looks = checkpoints(steps, (*cell.analysis.curve, *(doublings(steps) if until_flat else ())))
+class Course:
+    """A cell on its way: what was measured at every step so far, and the SAEs that were measured last."""
 
-    def observe(step: int, ensemble: SAEEnsemble) -> bool:
-        latest[:] = [Members.of(ensemble.dictionaries, hook, full=step in (0, steps), causes=cell.analysis.causes)]
-        curve[step] = measure(latest[0], hook, cell.analysis, final=step == steps, untrained=curve.get(0))
-        known = curve[step].overall()
+    def __init__(self, job: Job) -> None:
+        self.job, self.hook, self.steps = job, hook_of(job), job.cell.config.training.end
+        self.until_flat = job.cell.config.training.stop == "converged"
+        self.cache = NullCache(Path(job.folder).parent / "nulls")
+        self.curve: dict[int, Measurement] = {}
+        self.latest: Members | None = None
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The steps at which everything is measured."""
+        more = doublings(self.steps) if self.until_flat else ()
+        return checkpoints(self.steps, (*self.job.cell.analysis.curve, *more))
+
+    def measure(self, step: int, ensemble: SAEEnsemble, *, final: bool) -> None:
+        analysis, start = self.job.cell.analysis, self.curve.get(0)
+        full = final or step == 0
+        self.latest = Members.of(ensemble.dictionaries, self.hook, full=full, causes=analysis.causes)
+        self.curve[step] = measure(self.latest, self.hook, analysis, final=final, untrained=start, cache=self.cache)
+
+    def observe(self, step: int, ensemble: SAEEnsemble) -> bool:
+        """Measure and say so; returns whether training may end."""
+        self.measure(step, ensemble, final=step == self.steps)
+        known = self.curve[step].overall()
         figures = ", ".join(
             f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc", "gt_mcc") if name in known
         )
-        sys.stdout.write(f"           {job.title}: step {step} of {steps}, {figures}\n")
+        sys.stdout.write(f"           {self.job.title}: step {step} of {self.steps}, {figures}\n")
         sys.stdout.flush()
-        return until_flat and is_flat({place: point.overall() for place, point in curve.items()}, step)
+        return self.until_flat and is_flat({place: point.overall() for place, point in self.curve.items()}, step)
 
-    def finish(trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
+    def finish(self, trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
+        """Write the run's tables and return its metrics. Raises HusaiError for a run that was given up."""
         if trained.hopeless:
-            raise HusaiError(f"training: given up after {trained.steps} of {steps} steps; {trained.hopeless}")
-        if trained.steps != steps:
-            latest[:] = [Members.of(trained.ensemble.dictionaries, hook, causes=cell.analysis.causes)]
-            curve[trained.steps] = measure(latest[0], hook, cell.analysis, final=True, untrained=curve.get(0))
-        end = curve[trained.steps]
-        converged = has_converged(curve[trained.steps // 2].overall(), end.overall())
-        frames = [records_of(job, step, point.rows, converged) for step, point in curve.items()]
+            raise HusaiError(f"training: given up after {trained.steps} of {self.steps} steps; {trained.hopeless}")
+        if trained.steps != self.steps:
+            self.measure(trained.steps, trained.ensemble, final=True)
+        job, end, members = self.job, self.curve[trained.steps], self.latest
+        assert members is not None
+        converged = has_converged(self.curve[trained.steps // 2].overall(), end.overall())
+        frames = [records_of(job, step, point.rows, converged) for step, point in self.curve.items()]
         pd.concat(frames, ignore_index=True).to_parquet(folder / "records.parquet", index=False)
-        atoms = atom_table(latest[0], trained.ensemble, hook)
         identity = identity_of(job)
         named = {column: identity[column] for column in RECORD_COLUMNS[:10]}
-        atoms.assign(**named, run_id=cell.run_id).to_parquet(folder / "atoms.parquet", index=False)
-        np.savez_compressed(
-            folder / "arrays.npz", allow_pickle=False, **_arrays(trained.ensemble, hook, end, latest[0])
-        )
+        atoms = atom_table(members, trained.ensemble, self.hook).assign(**named, run_id=job.cell.run_id)
+        atoms.to_parquet(folder / "atoms.parquet", index=False)
+        arrays = _arrays(trained.ensemble, self.hook, end, members)
+        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **arrays)
         return summary(end, converged)
 
+
+def run_cell(job: Job) -> str:
+    """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
+    torch.set_num_threads(job.threads)
+    cell, course = job.cell, Course(job)
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",
@@ -182,16 +200,16 @@ def run_cell(job: Job) -> str:
     }
     try:
         train_sae_run(
-            hook.x,
+            course.hook.x,
             cell.config,
             Path(job.folder),
             meta,
             on_log=lambda rows: tracker.log(mean_log(rows), rows[0].step),
-            stop=observe,
-            stop_at=looks,
-            finish=finish,
-            fresh=hook.fresh,
-            known=hook.known,
+            stop=course.observe,
+            stop_at=course.looks,
+            finish=course.finish,
+            fresh=course.hook.fresh,
+            known=course.hook.known,
             device=job.device,
         )
     finally:
@@ -237,12 +255,7 @@ def records_of(job: Job, step: int, rows: list[Row], converged: bool) -> pd.Data
             **seeds(row.seed, ""),
             **seeds(row.seed_b, "_b"),
             "step": step,
-            "metric": row.metric,
-            "null": row.null,
-            "value": row.value,
-            "ci_low": row.low,
-            "ci_high": row.high,
-            "n": row.n,
+            **row.columns(),
             "converged": converged,
         }
         for row in rows

@@ -6,6 +6,7 @@ from husai.analysis.stats import (
     Interval,
     PairSquares,
     corrected_interval,
+    difference_interval,
     difference_p,
     holm,
     jackknife_interval,
@@ -174,3 +175,13 @@ def test_the_jackknife_is_what_leaving_one_seed_out_gives():
     reach = scipy_stats.t.ppf(0.975, 5) * (5 / 6 * np.square(np.subtract(without, np.mean(without))).sum()) ** 0.5
     mean, low, high = jackknife_interval(matrix)
     assert (mean - low, high - mean) == pytest.approx((reach, reach))
+
+
+def test_the_interval_of_a_difference_is_welchs():
+    first, second = np.array([0.8, 0.82, 0.79, 0.81, 0.8]), np.array([0.6, 0.7, 0.65])
+    found = difference_interval(seed_interval(first), 5, seed_interval(second), 3)
+    expected = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert found == pytest.approx((first.mean() - second.mean(), expected.low, expected.high))
+    still = Interval(0.5, 0.5, 0.5)
+    assert difference_interval(still, 5, still, 5) == (0, 0, 0)
+    assert np.isnan(difference_interval(still, 5, Interval(0.5, float("nan"), float("nan")), 1).low)

@@ -1,7 +1,7 @@
 import pytest
 
 from husai.analysis.stats import Interval
-from husai.analysis.verdict import rung_sentence, symmetry_sentence
+from husai.analysis.verdict import rung_sentence, standing, symmetry_sentence
 
 NAN = float("nan")
 RUNGS = {
@@ -119,3 +119,8 @@ def test_the_measured_k_4_dictionary_of_the_method_page():
         0.705, 0.700, 0.713, Interval(0.719, 0.71, 0.73), Interval(0.780, 0.77, 0.79), moved=0.9
     )
     assert "beyond data points" in sentence
+
+
+def test_a_score_stands_above_level_with_or_below_its_rungs():
+    rungs = {**RUNGS, "untrained": Interval(0.3, NAN, NAN)}
+    assert standing(Interval(0.6, 0.55, 0.7), rungs) == (["ambient"], ["data"], ["data_points"])

@@ -58,6 +58,17 @@ def planted() -> Planted:
 DEAD = {"none": [], "few": [1, 4], "many": [0, 2, 3, 5, 8, 9]}  # of 10 latents; SAELens' k_aux is d_in // 2 = 3
 
 
+def _hand_over(architecture: Architecture[Any], own: dict[str, Tensor], module: Any) -> None:
+    """Give SAELens' module one seed's parameters."""
+    for value in module.parameters():
+        value.data = value.data.double()  # SAELens keeps thresholds in float32 otherwise
+    tensors, _ = architecture.export(own)
+    theirs = {name: value for name, value in tensors.items() if name in module.state_dict()}
+    missing, unexpected = module.load_state_dict(theirs, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"topk_threshold"}
+
+
 @pytest.fixture
 def equals_sae_lens(sae_lens):
     """Checks one training step of three seeds, with no, few and many dead latents, against SAELens' training class."""
@@ -79,8 +90,7 @@ def equals_sae_lens(sae_lens):
         more: values of what the architecture has beside the four. idle: terms that are 0 without dead latents.
         silent: tensors that get no gradient.
         """
-        unit = architecture.config.decoder_norm == "unit"
-        start = random_params(3, 6, 10, unit=unit)
+        start = random_params(3, 6, 10, unit=architecture.config.decoder_norm == "unit")
         start = architecture.init(start).adding(**(more or {}))
         x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         dead = torch.zeros(3, 10, dtype=torch.bool)
@@ -93,22 +103,10 @@ def equals_sae_lens(sae_lens):
         assert set(losses.terms) == set(terms)
         for seed in range(3):
             module = theirs()
-            for value in module.parameters():
-                value.data = value.data.double()  # SAELens keeps thresholds in float32 otherwise
-            tensors, _ = architecture.export({name: value[seed] for name, value in start.items()})
-            own = {name: value for name, value in tensors.items() if name in module.state_dict()}
-            missing, unexpected = module.load_state_dict(own, strict=False)
-            assert not unexpected
-            assert set(missing) <= {"topk_threshold"}
-            out = module.training_forward_pass(
-                TrainStepInput(
-                    sae_in=x[seed],
-                    coefficients=coefficients or {},
-                    dead_neuron_mask=dead[seed],
-                    n_training_steps=step,
-                    is_logging_step=False,
-                )
-            )
+            own = {name: value[seed] for name, value in start.items()}
+            _hand_over(architecture, own, module)
+            given = {"sae_in": x[seed], "coefficients": coefficients or {}, "dead_neuron_mask": dead[seed]}
+            out = module.training_forward_pass(TrainStepInput(**given, n_training_steps=step, is_logging_step=False))
             out.loss.backward()
             torch.testing.assert_close(losses.codes[seed], out.feature_acts, rtol=0, atol=1e-12)
             torch.testing.assert_close(losses.mse[seed], out.losses["mse_loss"], rtol=1e-9, atol=0)

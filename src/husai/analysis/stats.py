@@ -148,8 +148,8 @@ def difference_interval(
     ]
     total = sum(square for square, _ in squares)
     mean = first.mean - second.mean
-    if total == 0:
-        return Interval(mean, mean, mean)
+    if not total > 0:
+        return Interval(mean, mean - total, mean + total)
     reach = t_reach(total**0.5, total**2 / sum(square**2 / own for square, own in squares), level)
     return Interval(mean, mean - reach, mean + reach)
 

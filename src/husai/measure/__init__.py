@@ -15,6 +15,7 @@ from husai.measure.atoms import atom_table
 from husai.measure.causes import CAUSES
 from husai.measure.hook import Hook
 from husai.measure.members import Members
+from husai.measure.null_cache import NullCache
 from husai.measure.reading import FIGURES
 from husai.measure.recovery import (
     FIRING,
@@ -31,7 +32,10 @@ from husai.measure.rows import Measurement, Row
 from husai.measure.stability import calibration_rows, code_rows, stability_rows, symmetry_rows
 
 OVERLAPS = ("fourier_overlap", "decoder_overlap")
-PAIRED = ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "activation_matching")
+PAIRED = (
+    *("pwmcc", "max_cosine", "shared_fraction", "reappearance"),
+    *("activation_matching", "subspace_stability", "functional"),
+)
 BESIDE_UNTRAINED = ("relative_error", *Gram._fields, *OVERLAPS, *AtomRecovery._fields, *FIRING, *FIGURES, *CAUSES)
 
 __all__ = ["Hook", "Measurement", "Members", "Row", "atom_table", "measure", "verdict"]
@@ -44,11 +48,13 @@ def measure(
     *,
     final: bool,
     untrained: Measurement | None = None,
+    cache: NullCache = NullCache(),  # noqa: B008
 ) -> Measurement:
     """All scores of one ensemble.
 
     final: use the draws and shifts meant for the end of training, else the smaller numbers meant for curves.
-    untrained: the same ensemble's measurement at step 0, a null of `PAIRED` and `BESIDE_UNTRAINED`.
+    untrained: the same ensemble's measurement at step 0, a null of `PAIRED` and `BESIDE_UNTRAINED`. cache: where draws of
+    nulls at the end of training are kept.
     Raises HusaiError if no latent of an SAE fires on any input.
     """
     if 0 in members.n_live:
@@ -68,7 +74,7 @@ def measure(
     recovery_rows(result, members, hook)
     causal_rows(result, members, hook, draws=coded)
     planted_rows(result, members, hook)
-    stability_rows(result, members, hook, draws)
+    stability_rows(result, members, hook, draws, cache if final else NullCache())
     code_rows(result, members, hook, draws=coded)
     if final:
         calibration_rows(result, members, hook)

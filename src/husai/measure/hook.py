@@ -1,6 +1,7 @@
 """Where SAEs are measured: samples, and what is known of them."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from husai.analysis.causal import Turning, rotation_of_truth, turnings
 from husai.analysis.site import Site
 from husai.analysis.symmetry import Shifts, answer_shifts, shift_maps
 from husai.errors import HusaiError
+from husai.measure.null_cache import Fingerprint
 from husai.models import Inputs, Model
 from husai.sae.batches import Fresh
 from husai.sae.known import Known
@@ -52,6 +54,11 @@ class Hook:
     fresh: Fresh | None = None
     source: Float[Tensor, "samples d_in"] | None = None
     stands_in: bool = False
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What chance levels are drawn from."""
+        return Fingerprint.of(self.x)
 
     @property
     def encoded(self) -> Float[Tensor, "samples d_in"]:

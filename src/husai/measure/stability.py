@@ -11,23 +11,36 @@ from jaxtyping import Float
 
 from husai.analysis.agreement import Agreement
 from husai.analysis.calibration import calibration
+from husai.analysis.functional import functional
 from husai.analysis.matching import pwmcc
-from husai.analysis.nulls import CODED_NULLS, NullScore, coded_sampler, null_matrices, pairwise, sampler
+from husai.analysis.nulls import (
+    CODED_NULLS,
+    DRAWN_NULLS,
+    Coded,
+    NullScore,
+    coded_sampler,
+    null_matrices,
+    pairwise,
+    sampler,
+)
 from husai.analysis.recovery import TRUE
-from husai.analysis.rungs import rungs
+from husai.analysis.rungs import Rung, directions, turned
 from husai.analysis.stability import activation_matching, stability
 from husai.analysis.stats import seed_interval
+from husai.analysis.subspace_stability import subspace_stability
 from husai.analysis.symmetry import Shifts, aligned, shifted, spaced
 from husai.config import AnalysisConfig
 from husai.measure.hook import Hook
 from husai.measure.members import Members
+from husai.measure.null_cache import NullCache, NullKey
 from husai.measure.rows import Measurement, Row, null_rows, pair_rows, per_seed
 from husai.seeding import generator
 
+SCORES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "reappear_in_all")  # in draws of nulls
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
 
 
-def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int) -> None:
+def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int, cache: NullCache) -> None:
     """What atoms and encoders have in common, beside `draws` draws of every rung that needs no training."""
     if len(members.atoms) < 2:
         return
@@ -42,13 +55,35 @@ def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int
     if min(len(atoms) for atoms in frequent) > 0:
         per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
         pair_rows(result, "pwmcc_frequent", pairwise(frequent, partial(pwmcc, abs=members.signed)))
-    encoders = members.encoders or None
-    for null, draw in rungs(hook.x, members.atoms, encoders, hook.truth).items():
-        drawn = [stability(*draw(generator(f"null-{null}", 0, r)), abs=members.signed) for r in range(draws)]
-        for metric in found.known:
-            null_rows(result, metric, null, NullScore.of(np.stack([one.known[metric].both for one in drawn])))
-        everywhere = np.array([one.everywhere.mean() for one in drawn])
-        result.rows.append(Row("reappear_in_all", null, *seed_interval(everywhere), n=draws))
+    for null in DRAWN_NULLS:
+        key = NullKey(null, hook.fingerprint.under(null), SCORES, members.signed, null)
+
+        def compute(n_live: tuple[int, ...], count: int, null: str = null) -> np.ndarray:
+            return _drawn(directions(null, hook.x, n_live), null, count, members.signed)
+
+        _level_rows(result, null, cache.draws(key, members.n_live, draws, compute))
+    if hook.truth is not None:
+        turn = turned(members.atoms, members.encoders or None, hook.truth)
+        _level_rows(result, "plane_rotated", _drawn(turn, "plane_rotated", draws, members.signed))
+
+
+def _drawn(rung: Rung, name: str, draws: int, signed: bool) -> Float[np.ndarray, "draws seeds seeds scores"]:
+    """`SCORES` of so many draws; the last is one of single dictionaries, repeated along its row."""
+    tables = []
+    for r in range(draws):
+        one = stability(*rung(generator(f"null-{name}", 0, r)), abs=signed)
+        alone = np.repeat(one.everywhere[:, None], len(one.everywhere), axis=1)
+        tables.append(np.stack([*(one.known[metric].both for metric in SCORES[:-1]), alone], axis=-1))
+    return np.stack(tables)
+
+
+def _level_rows(result: Measurement, null: str, drawn: Float[np.ndarray, "draws seeds seeds scores"]) -> None:
+    """The chance levels of the scores that were taken."""
+    for position, metric in enumerate(SCORES[:-1]):
+        if metric in result.matrices:
+            null_rows(result, metric, null, NullScore.of(drawn[..., position]))
+    everywhere = drawn[..., 0, -1].mean(1)
+    result.rows.append(Row("reappear_in_all", null, *seed_interval(everywhere), n=len(drawn)))
 
 
 def weighted(found: Agreement, weights: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "seeds seeds"]:
@@ -61,18 +96,42 @@ def weighted(found: Agreement, weights: Sequence[Float[np.ndarray, "n"]]) -> Flo
 
 
 def code_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) -> None:
-    """What codes have in common, beside `draws` times as many null dictionaries with codes, with as many live atoms."""
+    """What codes have in common, beside `draws` times as many null dictionaries with codes, with as many live atoms.
+
+    Where the rest of a model has to be run for every atom, what atoms do is asked before and after training only, and of one
+    draw.
+    """
     if len(members.atoms) < 2:
         return
-    pair_rows(result, "activation_matching", activation_matching(members.codes, abs=members.signed).matrix)
+    coded = [Coded(atoms, codes) for atoms, codes in zip(members.atoms, members.codes, strict=True)]
+    linear = hook.genuine is not None and hook.genuine.readout is not None
+    asked = hook.genuine is not None and (linear or members.full)
+    found = alike(coded, hook, members.stability.pwmcc, signed=members.signed, asked=asked)
+    for metric, one in found.items():
+        pair_rows(result, metric, one.matrix)
     l0 = float(np.mean([fit.l0 for fit in members.fits]))
     for null in CODED_NULLS if draws else ():
-        draw, drawn = coded_sampler(null, hook.x, l0), []
+        draw, drawn = coded_sampler(null, hook.x, l0), {metric: [] for metric in found}
         for r in range(draws):
             stream = generator(f"null-{null}", 0, r)
-            codes = [draw(n, stream).codes for n in members.n_live]
-            drawn.append(activation_matching(codes, abs=members.signed).matrix)
-        null_rows(result, "activation_matching", null, NullScore.of(np.stack(drawn)))
+            dictionaries = [draw(n, stream) for n in members.n_live]
+            matched = stability([one.atoms for one in dictionaries], abs=members.signed).pwmcc
+            ask = asked and (linear or r == 0)
+            for metric, one in alike(dictionaries, hook, matched, signed=members.signed, asked=ask).items():
+                drawn[metric].append(one.matrix)
+        for metric, matrices in drawn.items():
+            null_rows(result, metric, null, NullScore.of(np.stack(matrices)))
+
+
+def alike(coded: Sequence[Coded], hook: Hook, matched: Agreement, *, signed: bool, asked: bool) -> dict[str, Agreement]:
+    """Whether latents say the same, span the same true planes and, if `asked`, do the same to a model's answers."""
+    atoms, codes = [one.atoms for one in coded], [one.codes for one in coded]
+    found = {"activation_matching": activation_matching(codes, abs=signed)}
+    if hook.truth is not None:
+        found["subspace_stability"] = subspace_stability(codes, atoms, hook.truth)
+    if asked and hook.genuine is not None:
+        found["functional"] = functional(matched.matched, codes, atoms, hook.genuine)
+    return found
 
 
 def calibration_rows(result: Measurement, members: Members, hook: Hook) -> None:

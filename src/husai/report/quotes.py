@@ -8,7 +8,7 @@ from typing import Any
 from husai.analysis.stats import Interval, difference_interval
 from husai.analysis.verdict import STABLE, Standing, standing
 from husai.errors import HusaiError
-from husai.report.results import CellView, SuiteResults, rows_of, source_of
+from husai.report.results import CellView, SuiteResults, source_of
 from husai.report.tables import rungs_of, sentences
 from husai.report.text import interval, number
 
@@ -162,19 +162,19 @@ class Cell:
         """The one record of the figure over all seeds. Raises HusaiError unless there is exactly one, with a number in it."""
         view, own = self._results.level(self._view, metric, null)
         at = view.steps if step == "end" else step
-        everything = view.records[view.records["init_seed"].isna()]
-        asked = everything[everything["metric"] == metric]
-        found = rows_of(asked[(asked["null"] == own) & (asked["step"] == at)])
+        asked = {key: found for key, found in view.overall.items() if key[1] == metric}
+        found = view.overall.get((int(at), metric, own), [])
         shown = f"{metric}{f' by {null}' if null else ''} at step {at}"
-        if not len(asked):
-            raise HusaiError(f"{view.title}: has no metric '{metric}'; there are {_listed(everything['metric'])}")
+        if not asked:
+            raise HusaiError(
+                f"{view.title}: has no metric '{metric}'; there are {_listed(key[1] for key in view.overall)}"
+            )
         if len(found) != 1:
-            there = f"nulls {_listed(asked['null'])} and steps {_listed(asked['step'])}"
+            there = f"nulls {_listed(key[2] for key in asked)} and steps {_listed(key[0] for key in asked)}"
             raise HusaiError(
                 f"{view.title}: {len(found) or 'no'} record{'s' * (len(found) > 1)} of {shown}; {there} are there"
             )
-        value, low, high = (float(found[0][key]) for key in ("value", "ci_low", "ci_high"))
-        row = Row(self._suite, view.run_id, view.title, metric, own, int(at), value, low, high)
+        row = Row(self._suite, view.run_id, view.title, metric, own, int(at), *found[0])
         if math.isnan(row.score.mean) or (bounded and math.isnan(row.score.low + row.score.high)):
             raise HusaiError(f"{view.title}: {shown} has no {'interval' if bounded else 'value'}")
         return row

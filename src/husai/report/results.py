@@ -90,14 +90,23 @@ class CellView:
         """Kind and seed of what stands in for the activations, such as `surrogate-0`; '' for the activations themselves."""
         return self.model.rsplit("/", 1)[1] if self.tier in ("surrogate", "permuted") else ""
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        return max(int(step) for step in self.records["step"])
+        return max(self.records["step"].tolist())
+
+    @cached_property
+    def overall(self) -> dict[tuple[int, str, str], list[Interval]]:
+        """Figures over all seeds by step, metric and null: one record each, unless the table is damaged."""
+        rows = self.records[self.records["init_seed"].isna()]
+        found: dict[tuple[int, str, str], list[Interval]] = {}
+        keys = ("step", "metric", "null", "value", "ci_low", "ci_high")
+        for step, metric, null, *figure in zip(*(rows[key].tolist() for key in keys), strict=True):
+            found.setdefault((step, metric, null), []).append(Interval(*figure))
+        return found
 
     @cached_property
     def _overall(self) -> dict[tuple[int, str, str], Interval]:
-        rows = rows_of(self.records[self.records["init_seed"].isna()])
-        return {(r["step"], r["metric"], r["null"]): Interval(r["value"], r["ci_low"], r["ci_high"]) for r in rows}
+        return {key: found[-1] for key, found in self.overall.items()}
 
     def value(self, metric: str, null: str = "", step: int | None = None) -> Interval:
         """A figure over all seeds at `step` (default: the end); nan where it was not computed."""
@@ -129,10 +138,11 @@ class CellView:
 
     def per_seed(self, metric: str) -> np.ndarray:
         """A score of single SAEs at the end, by seed; empty if the score is one of pairs or was not computed."""
+        own = cast(pd.DataFrame, self.records[self.records["metric"] == metric])
         found = {
             (row["init_seed"], row["data_seed"]): row["value"]
-            for row in rows_of(self.records[self.records["init_seed"].notna() & self.records["init_seed_b"].isna()])
-            if (row["metric"], row["step"], row["null"]) == (metric, self.steps, "")
+            for row in rows_of(own[own["init_seed"].notna() & own["init_seed_b"].isna()])
+            if (row["step"], row["null"]) == (self.steps, "")
         }
         return np.array([found[seeds] for seeds in sorted(found)])
 
@@ -142,7 +152,7 @@ class CellView:
         single = self.records.loc[self.records["init_seed"].notna(), ["init_seed", "data_seed"]].drop_duplicates()
         return sorted((int(row["init_seed"]), int(row["data_seed"])) for row in rows_of(single))
 
-    @property
+    @cached_property
     def seeds(self) -> int:
         return len(self.per_seed("explained_variance"))
 

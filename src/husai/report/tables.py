@@ -10,23 +10,14 @@ from husai.analysis.stats import MANY, Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.caveats import caveats, heading
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
-from husai.report.text import interval, markdown, number, plural
+from husai.report.significance import significance
+from husai.report.text import has, interval, markdown, named, number, plural
 from husai.report.variance import variance_section
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
 are of those samples, atoms and planes are held against the source's truth, and the model is asked on its own activations.
 """
-
-
-def named(cell: CellView) -> list[str]:
-    return [cell.place, cell.label + ("" if cell.converged else " *")]
-
-
-def has(cell: CellView, metric: str, null: str = "") -> bool:
-    """Whether the metric, or a null of it, was computed."""
-    value = cell.value(metric, null).mean
-    return value == value
 
 
 def fit_table(cells: list[CellView]) -> str:
@@ -272,7 +263,7 @@ over the last doubling of steps.
 ## Stability: pwmcc beside its chance levels{mark}
 
 {stability_table(results)}
-{symmetry}{chr(10).join(recovery)}{variance_section(results)}"""
+{significance(results)}{symmetry}{chr(10).join(recovery)}{variance_section(results)}"""
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""How numbers, counts and tables are written."""
+"""Numbers and tables as text, alike in every report."""
 
 from husai.analysis.stats import Interval
+from husai.report.results import CellView
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -21,3 +22,13 @@ def plural(count: int, noun: str) -> str:
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def named(cell: CellView) -> list[str]:
+    return [cell.place, cell.label + ("" if cell.converged else " *")]
+
+
+def has(cell: CellView, metric: str, null: str = "") -> bool:
+    """Whether the metric, or a null of it, was computed."""
+    value = cell.value(metric, null).mean
+    return value == value
