@@ -40,7 +40,7 @@ def _shared_seeds(cells: list[CellView]) -> list[str]:
     if not sharing:
         return []
     return [
-        f"in {len(sharing)} of {len(cells)} cells SAEs share init seeds or data orders. They are no independent draws, which "
+        f"In {len(sharing)} of {len(cells)} cells SAEs share init seeds or data orders. They are no independent draws, which "
         "is what the intervals over seeds take them for, of single SAEs and of pairs alike: those are too narrow. Where seeds "
         "are crossed, read the sources of variance."
     ]
