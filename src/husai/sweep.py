@@ -229,6 +229,7 @@ def collect(results: Path, job: Job) -> None:
         cost = {
             "run_id": run_id,
             "wall_seconds": spent["wall_seconds"],
+            "precision": "/".join(job.cell.config.training.pair),
             **spent["hardware"],
             "finished": spent["finished"],
         }

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from husai.analysis.stats import pair_interval
+from husai.analysis.stats import jackknife_interval
 from husai.analysis.variance import PairSpread, agreement_by_shared, crossed_components, pair_spread
 
 
@@ -79,7 +79,7 @@ def test_pair_spread_is_right_on_average_and_predicts_the_jackknife():
     generator, found, widths = np.random.default_rng(2), [], []
     for _ in range(400):
         found.append(pair_spread(drawn(6, 9e-4, 4e-4, generator)))
-        interval = pair_interval(drawn(12, 9e-4, 4e-4, generator))
+        interval = jackknife_interval(drawn(12, 9e-4, 4e-4, generator))
         widths.append((interval.high - interval.low) / 2)
     assert np.mean([spread.seed for spread in found]) == pytest.approx(9e-4, rel=0.1)
     assert np.mean([spread.pair for spread in found]) == pytest.approx(4e-4, rel=0.1)

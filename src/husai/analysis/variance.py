@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
 
-from husai.analysis.stats import pair_mean
+from husai.analysis.stats import PairSquares, t_reach
 
 Factors = tuple[str, ...]
 DRAWS = 10_000
@@ -82,9 +81,9 @@ class PairSpread(NamedTuple):
     pair: float
 
     def half_width(self, seeds: int, level: float = 0.95) -> float:
-        """Expected half width of the jackknife interval of the pair mean over so many seeds."""
+        """Expected half width of the interval of the pair mean over so many seeds, if seeds bring more than pairs do."""
         variance = 4 * self.seed / seeds + 2 * self.pair / (seeds * (seeds - 1))
-        return float(student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance))
+        return t_reach(variance**0.5, seeds - 1, level)
 
     def seeds_for(self, half_width: float, *, most: int = 1000) -> int | None:
         """The fewest seeds, from 3 on, whose interval is expected to be at most so wide; None beyond `most`."""
@@ -96,18 +95,11 @@ def pair_spread(matrix: Float[np.ndarray, "seeds seeds"]) -> PairSpread:
 
     Raises ValueError with fewer than 4 seeds, which cannot tell them apart.
     """
-    matrix = np.asarray(matrix, dtype=float)
-    n, upper = len(matrix), np.triu_indices(len(matrix), 1)
+    n = len(matrix)
     if n < 4:
         raise ValueError(f"{n} seeds: at least 4 are needed to tell what a seed brings from what a pair brings")
-    mean = pair_mean(matrix)
-    off = matrix * (1 - np.eye(n))
-    means = off.sum(1) / (n - 1) - mean
-    effects = means * (n - 1) / (n - 2)
-    left = (matrix - mean - effects[:, None] - effects)[upper]
-    pair = float((left**2).sum() / (n * (n - 3) / 2))
-    seed = float((means**2).sum() / (n - 1) - pair * (n - 2) / (n - 1) ** 2) * ((n - 1) / (n - 2)) ** 2
-    return PairSpread(mean, max(seed, 0.0), pair)
+    squares = PairSquares.of(matrix)
+    return PairSpread(squares.mean, max((squares.seed - squares.pair) / (n - 2), 0.0), squares.pair)
 
 
 def agreement_by_shared(

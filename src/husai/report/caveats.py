@@ -8,8 +8,13 @@ MOST = 0.8  # share of the cells that must have converged; below, tables are hea
 
 
 def caveats(results: SuiteResults) -> list[str]:
-    """Sentences; none if all cells have converged and no agreement was there before training."""
-    return [*_convergence(results.cells), *_twins(results), *_initialisation(results.cells)]
+    """Sentences; none if all cells have converged, no SAEs share a seed, and no agreement was there before training."""
+    return [
+        *_convergence(results.cells),
+        *_twins(results),
+        *_shared_seeds(results.cells),
+        *_initialisation(results.cells),
+    ]
 
 
 def heading(cells: list[CellView]) -> str:
@@ -52,6 +57,20 @@ def _twins(results: SuiteResults) -> list[str]:
         "Of a cell and the surrogate it is held against only one has converged, so that training stands between them"
     )
     return [f"{start}: {'; '.join(unequal)}."]
+
+
+def _shared_seeds(cells: list[CellView]) -> list[str]:
+    """Cells in which some SAEs have an init or a data seed in common."""
+    sharing = [
+        cell for cell in cells if any(len(set(seeds)) < len(seeds) for seeds in zip(*cell.seed_pairs, strict=True))
+    ]
+    if not sharing:
+        return []
+    return [
+        f"In {len(sharing)} of {len(cells)} cells SAEs share init seeds or data orders. They are no independent draws, which "
+        "is what the intervals over seeds take them for, of single SAEs and of pairs alike: those are too narrow. Where seeds "
+        "are crossed, read the sources of variance."
+    ]
 
 
 def _initialisation(cells: list[CellView]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +61,7 @@ class CellView:
     converged: bool
     among_several: bool
     records: pd.DataFrame
+    precision: str = ""  # parameters/products where that is not fp32/fp32 and is known
 
     @property
     def short_hook(self) -> str:
@@ -76,7 +77,7 @@ class CellView:
 
     @property
     def label(self) -> str:
-        return self.setting + (f", {self.control}" if self.control else "")
+        return ", ".join(part for part in (self.setting, self.precision, self.control) if part)
 
     @property
     def setting(self) -> str:
@@ -150,6 +151,12 @@ class CellView:
         return np.array([found[seeds] for seeds in sorted(found)])
 
     @cached_property
+    def seed_pairs(self) -> list[tuple[int, int]]:
+        """Init and data seed of every SAE, in the order of `matrix` and `per_seed`."""
+        single = self.records.loc[self.records["init_seed"].notna(), ["init_seed", "data_seed"]].drop_duplicates()
+        return sorted((int(row["init_seed"]), int(row["data_seed"])) for row in rows_of(single))
+
+    @cached_property
     def seeds(self) -> int:
         return len(self.per_seed("explained_variance"))
 
@@ -168,6 +175,7 @@ class CellView:
             self.architecture,
             self.d_sae,
             "" if self.sparsity_param == "d_sae" else f"{self.sparsity_param}{self.sparsity:g}",
+            self.precision.replace("/", "-"),
             self.control,
         )
         return "_".join(str(part) for part in parts if part)
@@ -183,7 +191,8 @@ def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "p
 class SuiteResults:
     """Everything a report reads: the cells that `cells.json` lists, as far as they are finished.
 
-    gates: the gate report of every model; none for a synthetic source. truth: by model or source and hook.
+    gates: the gate report of every model; none for a synthetic source. truth: by model or source and hook. precisions: of the
+    cells that were not trained in fp32, by run id.
     """
 
     folder: Path
@@ -191,6 +200,7 @@ class SuiteResults:
     atoms: pd.DataFrame
     gates: dict[str, dict[str, Any]]
     truth: dict[str, dict[str, Any]]
+    precisions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "SuiteResults":
@@ -206,7 +216,7 @@ class SuiteResults:
         records, atoms = (cast(pd.DataFrame, table[table["run_id"].isin(texts[2])]) for table in tables)
         if len(records) == 0:
             raise HusaiError(f"{folder}: holds no finished cell of its suite yet")
-        return cls(folder, records, atoms, texts[0], texts[1])
+        return cls(folder, records, atoms, texts[0], texts[1], _low_precisions(folder / "costs.parquet"))
 
     @property
     def name(self) -> str:
@@ -214,7 +224,8 @@ class SuiteResults:
 
     @property
     def seeds(self) -> int:
-        return len(set(self.records["init_seed"].dropna()))
+        """SAEs of a cell, the most."""
+        return max(len(cell.seed_pairs) for cell in self.cells)
 
     @cached_property
     def cells(self) -> list[CellView]:
@@ -234,6 +245,7 @@ class SuiteResults:
                 bool(done),
                 several,
                 rows,
+                self.precisions.get(str(run), ""),
             )  # pyright: ignore
             for (hook, d, kind, name, value, model, run, done, tier), rows in self.records.groupby(keys, sort=True)  # pyright: ignore
         ]
@@ -256,6 +268,18 @@ class SuiteResults:
         for cell in self.cells:
             found[cell.place, cell.setting].append(cell)
         return found
+
+    @cached_property
+    def recipes(self) -> list[list[CellView]]:
+        """Cells, without controls, that differ in their model and in precision at most: models of one task, tier and hook."""
+        groups: dict[tuple[str, ...], list[CellView]] = {}
+        for cell in self.cells:
+            if not cell.control:
+                row = cell.records.iloc[0]
+                groups.setdefault((str(row["task"]), str(row["p"]), cell.tier, cell.hook, cell.setting), []).append(
+                    cell
+                )
+        return list(groups.values())
 
     def surrogate_of(self, cell: CellView) -> CellView | None:
         """The same SAEs trained on a surrogate of the cell's samples, of the lowest seed; None if there is no such cell.
@@ -300,3 +324,10 @@ class SuiteResults:
         own = self.atoms[self.atoms["run_id"] == cell.run_id]
         first = min(own["init_seed"])
         return {int(row["atom"]): row for row in rows_of(own) if row["init_seed"] == first}
+
+
+def _low_precisions(costs: Path) -> dict[str, str]:
+    """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Earlier tables do not say; they are of fp32."""
+    table = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame()
+    known = rows_of(table[table["precision"].notna()]) if "precision" in table else []
+    return {row["run_id"]: row["precision"] for row in known if row["precision"] != "fp32/fp32"}

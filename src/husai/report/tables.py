@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from husai.analysis.stats import MANY
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
@@ -14,6 +15,7 @@ from husai.report.measures import measures
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
 from husai.report.significance import significance
 from husai.report.text import beside_table, has, interval, markdown, named, number, plural
+from husai.report.variance import variance_section
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
@@ -250,10 +252,11 @@ def opening(results: SuiteResults) -> str:
     fourier = not all(has(cell, "gt_mcc") for cell in results.cells)
     judged = [*(["gt_mcc"] if planted else []), *(["the unweighted overlap"] if fourier else [])]
     caution = "".join(f"**Caution.** {text}\n\n" for text in caveats(results))
+    method = "delete-one-seed jackknife for pairs" if results.seeds < MANY else "corrected for skewness"
     extent = f"{plural(len(results.cells), 'cell')} of {plural(results.seeds, 'seed')}"
     return f"""# Results of the suite `{results.name}`
 
-{extent}. Intervals are 95%, over seeds (delete-one-seed jackknife for pairs, not cut off at 1).
+{extent}. Intervals are 95%, over seeds ({method}, not cut off at 1).
 Those of nulls hold 95% of the draws (`untrained`: jackknife, like the score).
 An asterisk marks cells that have not converged: EV, pwmcc, {" or ".join(judged)}, or the number of live atoms still moved
 over the last doubling of steps.
@@ -274,6 +277,7 @@ SECTIONS: tuple[Callable[[SuiteResults], str], ...] = (
     symmetries,
     predicts,
     recoveries,
+    variance_section,
 )
 
 
