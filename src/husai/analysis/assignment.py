@@ -111,8 +111,8 @@ def _scan(A: Tensor, B: Tensor, prices: np.ndarray, paid: np.ndarray, count: int
     size = max(1, BLOCK // len(B))
     for start in range(0, len(A), size):
         cosines = A[start : start + size] @ B.T
-        reduced = (cosines.abs_() if abs else cosines) - v
-        top = reduced.max(1).values
+        reduced = (cosines.abs_() if abs else cosines).sub_(v)
+        top = reduced.amax(1)
         best.append(top.double().numpy())
         some = (top > torch.from_numpy(paid[start : start + size] + 1e-6)).nonzero()[:, 0]
         at = reduced[some].topk(count, dim=1)
