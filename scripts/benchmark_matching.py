@@ -112,7 +112,7 @@ def write_tables(rows: list[dict[str, Any]], machine: str, out: Path) -> str:
 
 
 def on_target(rows: list[dict[str, Any]]) -> bool:
-    """Whether matchings of AT atoms take TARGET seconds on two processors, and the largest hold MEMORY of all cosines at most."""
+    """Whether matchings of AT atoms take TARGET seconds on two processors at most, and the largest MEMORY of all cosines."""
     size = max(row["atoms"] for row in rows)
     quick = [row["cpu_s"] <= 2 * TARGET for row in rows if row["atoms"] == AT]
     return all(quick) and all(
