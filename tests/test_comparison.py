@@ -237,6 +237,7 @@ def spoilt(folder: Path, tensor: str) -> Path:
     """The folder, with one NaN in one tensor."""
     path = next(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt"))
     found = torch.load(path) if path.suffix == ".pt" else load_file(path)
+    found[tensor] = found[tensor].clone()  # encoder and decoder may be one tensor
     found[tensor][(0,) * found[tensor].ndim] = torch.nan
     torch.save(found, path) if path.suffix == ".pt" else save_file(found, path)
     return folder
