@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: install smoke test lint ci wheel figures bench clean
+.PHONY: install smoke test lint ci wheel figures findings bench clean
 
 install: $(READY)
 
@@ -37,6 +37,9 @@ wheel: $(READY)
 
 figures: $(READY) ## redraw the committed figures from the committed tables
 	for suite in default matched long planted planted-32 ladder; do $(BIN)/husai report results/$$suite || exit 1; done
+
+findings: $(READY) ## FINDINGS.md and the table of its numbers, from the committed records
+	$(BIN)/husai findings
 
 bench: $(READY)
 	$(BIN)/python scripts/benchmark.py

@@ -14,7 +14,7 @@ from torch import Tensor
 from husai.config import SAE_CONFIGS, SAEConfig
 from husai.console import say
 from husai.sae.params import Params, init_params, squared_error
-from husai.sae.train import Trainer
+from husai.sae.trainer import Trainer
 from husai.seeding import generator
 
 LR, L1, L0 = 1e-3, 1.0, 1.0

@@ -28,7 +28,8 @@ from husai.config import SAE_CONFIGS, SAEConfig
 from husai.config.precision import PAIRS
 from husai.console import exits, say
 from husai.runs import load_model
-from husai.sae.train import TrainedSAEs, Trainer, train_saes
+from husai.sae.train import TrainedSAEs, train_saes
+from husai.sae.trainer import Trainer
 
 EV, L0 = 0.005, 0.02  # how far from fp32 a pair may end
 SEEDS = (0, 1)

@@ -31,11 +31,11 @@ def main(
     from husai.config import ModelConfig
     from husai.console import require_device
     from husai.resources import find_config
-    from husai.suite import train_and_report
+    from husai.suite import say_run, train_watched
 
     recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
-    return train_and_report(
+    passed = train_watched(
         recipe,
         save_dir,
         attempts=attempts,
@@ -44,6 +44,7 @@ def main(
         tracking="none" if no_wandb else "auto",
         project=wandb_project,
     )
+    return say_run(save_dir, passed)
 
 
 if __name__ == "__main__":

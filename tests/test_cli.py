@@ -328,7 +328,7 @@ def test_a_captured_store_trains_without_its_model(tmp_path):
 def test_a_killed_run_goes_on_when_the_command_is_given_again(tmp_path):
     script = (
         "import os, signal\n"
-        "from husai.sae.train import Trainer\n"
+        "from husai.sae.trainer import Trainer\n"
         "advance = Trainer.advance\n"
         "def dying(self):\n"
         "    if self.step == 45: os.kill(os.getpid(), signal.SIGKILL)\n"

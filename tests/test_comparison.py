@@ -538,8 +538,8 @@ def test_conformance_of_a_measure_in_the_current_folder(capsys):
     ("function", "message"),
     [
         ("measures", "measures: must be package.module:function"),
-        ("nowhere:x", "nowhere:x: nowhere cannot be imported (ModuleNotFoundError"),
-        ("broken:x", "broken:x: broken cannot be imported (RuntimeError: no such thing)"),
+        ("nowhere:x", "nowhere:x: module nowhere cannot be imported (ModuleNotFoundError"),
+        ("broken:x", "broken:x: module broken cannot be imported (RuntimeError: no such thing)"),
         ("measures:absent", "measures:absent: there is no such function"),
         ("measures:number", "measures:number: is no function but int"),
         ("measures:needs_three", "cannot be called: it raised TypeError in every case"),

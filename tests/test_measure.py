@@ -10,10 +10,11 @@ from husai.analysis.fit import evaluate_fit
 from husai.analysis.gram import gram
 from husai.analysis.ideal import by_projection, signed_axes
 from husai.analysis.matching import cosines, match, max_cosine, pwmcc
-from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, null_matrices, pairwise, sampler
+from husai.analysis.nulls import CODED_NULLS, DRAWN_NULLS, PURSUED_NULLS, NullScore, null_matrices, pairwise, sampler
 from husai.analysis.recovery import fourier_overlap
 from husai.analysis.stats import pair_interval
 from husai.analysis.symmetry import aligned, shifted, spaced
+from husai.analysis.tails import tail_p
 from husai.config import (
     AnalysisConfig,
     CirclesConfig,
@@ -29,6 +30,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Members, atom_table, measure, verdict
 from husai.measure.causes import CAUSES
 from husai.measure.reading import FIGURES
+from husai.measure.rows import Measurement, null_rows
 from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.known import Known
 from husai.sae.params import Params
@@ -121,8 +123,9 @@ def test_every_metric_stands_beside_its_nulls(final):
     expected |= {(f"{metric}_unweighted", "") for metric in RECOVERY}
     expected |= {(metric, null) for metric in STABILITY | RECOVERY for null in NULLS}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
-    expected |= {(f"{name}{what}", "plane_rotated") for name in STABILITY for what in ("", "_difference", "_p")}
+    expected |= {(f"{metric}_{p}", null) for p in "pz" for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {("calibration_auc", "")}
+    expected |= {(f"{name}{what}", "plane_rotated") for name in STABILITY for what in ("", "_difference", "_p", "_z")}
     expected |= {("aligned", "data_points")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in final.rows)
@@ -213,6 +216,23 @@ def test_p_values_are_those_of_the_draws(final):
         draws, score = final.nulls[null].draws, final.value("pwmcc").mean
         assert len(draws) == 20
         assert final.value("pwmcc_p", null).mean == pytest.approx((1 + (draws >= score).sum()) / 21)
+        assert final.value("pwmcc_z", null).mean == pytest.approx((score - draws.mean()) / draws.std(ddof=1))
+
+
+def test_a_tail_is_fitted_from_thirty_draws_that_none_reaches():
+    matrix = np.array([[1, 0.9, 0.8], [0.9, 1, 0.85], [0.8, 0.85, 1]])
+    draws = np.ones((30, 3, 3)) * np.linspace(0.1, 0.3, 30)[:, None, None]
+    draws[:, range(3), range(3)] = 1
+    for count in (30, 29, 19):
+        result = Measurement(matrices={"pwmcc": matrix})
+        null_rows(result, "pwmcc", "data", NullScore.of(draws[:count]))
+        found = {row.metric: row for row in result.rows}
+        assert ("pwmcc_p_fitted" in found) is (count == 30)
+        assert ("pwmcc_z" in found) is ("pwmcc_p" in found) is (count > 19)
+        if count == 30:
+            assert found["pwmcc_p"].value == pytest.approx(1 / 31)
+            assert found["pwmcc_p_fitted"].value == pytest.approx(tail_p(0.85, np.linspace(0.1, 0.3, 30)).p)
+            assert found["pwmcc_p_fitted"].n == 30
 
 
 def test_the_curve_uses_fewer_draws(untrained, final):
@@ -451,7 +471,8 @@ def test_planted_atoms_have_their_own_scores_beside_nulls_and_no_fourier_ones(pl
     expected |= {(metric, null) for metric in ATOMS | STABILITY | GRAM for null in NULLS}
     expected |= {(metric, "untrained") for metric in FIRING | {"relative_error"}} | {("relative_error", "mean")}
     expected |= {(f"{metric}_difference", null) for metric in STABILITY for null in NULLS}
-    expected |= {(f"{metric}_p", null) for metric in STABILITY for null in DRAWN_NULLS} | {("calibration_auc", "")}
+    expected |= {(f"{metric}_{p}", null) for p in "pz" for metric in STABILITY for null in DRAWN_NULLS}
+    expected |= {("calibration_auc", "")}
     assert {key for key in rows if not key[0].endswith("_adjusted")} == expected
     assert all(math.isfinite(row.value) for row in planted_result.rows)
 

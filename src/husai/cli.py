@@ -8,6 +8,7 @@ import typer
 from husai.commands import activations, model, sae
 from husai.commands.compare import compare
 from husai.commands.conformance import conformance
+from husai.commands.findings import findings
 from husai.commands.suites import plan, report, smoke, sweep
 from husai.console import say
 
@@ -21,7 +22,7 @@ app.command("smoke")(smoke)
 app.add_typer(model.app, name="model")
 app.add_typer(activations.app, name="activations")
 app.add_typer(sae.app, name="sae")
-for command in (compare, conformance, sweep, plan, report):
+for command in (compare, conformance, sweep, plan, report, findings):
     app.command(command.__name__)(command)
 
 

@@ -1,10 +1,12 @@
 """What commands and scripts print, and how they end: progress, tables, one-sentence errors, exit codes."""
 
+import contextlib
 import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 from rich.console import Console
@@ -61,6 +63,16 @@ def fail(message: str, code: int) -> int:
 
 def say(text: str = "", style: str | None = None) -> None:
     out.print(text, style=style, markup=False)
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """What is warned of inside goes to standard error, a line each, once all is done."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        err.print(f"husai: {warning.message}", markup=False)
 
 
 def show_json(data: object) -> None:

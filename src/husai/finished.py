@@ -91,12 +91,7 @@ def write_scores(scored: Scored, out: Path) -> Path:
         {
             "sae": "" if row.seed is None else names[row.seed],
             "sae_b": "" if row.seed_b is None else names[row.seed_b],
-            "metric": row.metric,
-            "null": row.null,
-            "value": row.value,
-            "ci_low": row.low,
-            "ci_high": row.high,
-            "n": row.n,
+            **row.columns(),
         }
         for row in scored.measurement.rows
     ]

@@ -18,31 +18,14 @@ from husai.measure import Hook
 from husai.models import inputs_of, kind_of
 from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
-from husai.report.tables import plural, sentences
+from husai.report.tables import sentences
+from husai.report.text import plural
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
-
-
-def train_and_report(
-    recipe: Trainable,
-    out: Path,
-    *,
-    attempts: int = ATTEMPTS,
-    device: str = "cpu",
-    quiet: bool = False,
-    tracking: Mode = "none",
-    project: str = PROJECT,
-) -> int:
-    """Train with a progress bar, print the gate report of the kept attempt and where it is; 0 if it passed, else 1."""
-    passed = train_watched(
-        recipe, out, attempts=attempts, device=device, quiet=quiet, tracking=tracking, project=project
-    )
-    say(f"Run folder: {out}")
-    return 0 if passed else 1
 
 
 def train_watched(
@@ -110,8 +93,13 @@ def compile_and_report(config: CompiledConfig, out: Path) -> int:
     report = compile_run(config, out)
     for text in console.gate_lines(report):
         say(text)
+    return say_run(out, report.passed)
+
+
+def say_run(out: Path, passed: bool) -> int:
+    """Print where a model is; 0 if it passed the gate, else 1."""
     say(f"Run folder: {out}")
-    return 0 if report.passed else 1
+    return 0 if passed else 1
 
 
 def _absent(subject: Subject, place: str | None) -> bool:

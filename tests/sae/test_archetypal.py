@@ -9,7 +9,8 @@ from husai.errors import HusaiError
 from husai.sae.archetypal import Archetypal, peaked
 from husai.sae.params import init_params
 from husai.sae.terms import decorrelation
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.seeding import generator
 
 D_IN, D_SAE = 8, 48
@@ -153,7 +154,7 @@ def test_resampled_atoms_are_pointed_at_the_nearest_candidate(x, monkeypatch):
         require_archetypal(params.map(torch.Tensor.detach), architecture)
         return dead
 
-    monkeypatch.setattr("husai.sae.train.resample_dead", spy)
+    monkeypatch.setattr("husai.sae.trainer.resample_dead", spy)
     train_saes(x, recipe(KINDS["unit"].model_copy(update={"auxk_coefficient": 0.0})))
     assert sum(checked) > 0
 

@@ -4,7 +4,7 @@ import torch
 from husai.config import BatchTopKConfig
 from husai.sae.batchtopk import BatchTopK
 from husai.sae.params import Params
-from husai.sae.train import Trainer
+from husai.sae.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The 'utils' module has been deprecated:DeprecationWarning",  # sae_lens imports transformer_lens.utils

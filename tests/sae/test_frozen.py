@@ -53,7 +53,7 @@ def test_a_resampled_encoder_starts_again_along_its_own_atom(x, monkeypatch):
         assert dead.any()
         return dead
 
-    monkeypatch.setattr("husai.sae.train.resample_dead", spy)
+    monkeypatch.setattr("husai.sae.trainer.resample_dead", spy)
     train_saes(x, recipe(KIND.model_copy(update={"auxk_coefficient": 0.0})))
     assert min(seen) == pytest.approx(1, abs=1e-5)
 

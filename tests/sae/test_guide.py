@@ -29,7 +29,8 @@ from husai.sae.health import assess
 from husai.sae.known import Beside, Known, KnownOfStore
 from husai.sae.params import Params
 from husai.sae.terms import probe, temporal
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.seeding import generator
 from husai.stores import StoreWriter, open_store
 from husai.tasks import Task

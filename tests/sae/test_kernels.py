@@ -26,7 +26,7 @@ from husai.sae.matryoshka import Matryoshka
 from husai.sae.params import Params
 from husai.sae.relu import ReLU
 from husai.sae.topk import TopK
-from husai.sae.train import Trainer
+from husai.sae.trainer import Trainer
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 

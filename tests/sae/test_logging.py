@@ -13,7 +13,8 @@ from husai.sae.history import StepLog, mean_timing
 from husai.sae.params import Params
 from husai.sae.statistics import statistic, statistics
 from husai.sae.timing import Clock
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.workflow import train_sae_run
 
 

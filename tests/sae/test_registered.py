@@ -14,7 +14,8 @@ from husai.errors import HusaiError
 from husai.sae.architectures import architecture_of
 from husai.sae.params import Params
 from husai.sae.registered import folded
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.sae.weights import load_sae
 from husai.seeding import generator
 from husai.workflow import save_ensemble

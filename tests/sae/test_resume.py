@@ -23,7 +23,8 @@ from husai.config import (
 from husai.errors import HusaiError
 from husai.sae.checkpoint import Checkpoints, checkpoint_folder, pack, unpack
 from husai.sae.known import Known
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.seeding import generator
 from husai.stores import StoreWriter, open_store
 from husai.workflow import train_sae_run
@@ -38,7 +39,7 @@ torch.set_num_threads(1)
 from husai.config import SAEConfig
 from husai.sae import checkpoint
 from husai.sae.known import Known
-from husai.sae.train import Trainer
+from husai.sae.trainer import Trainer
 from husai.sae.pairs import Pairs
 from husai.stores import open_store
 from husai.workflow import train_sae_run

@@ -38,7 +38,8 @@ from husai.sae.params import Params, init_params, pre_activations
 from husai.sae.resample import resample_dead
 from husai.sae.terms import decorrelation
 from husai.sae.topk import TopK
-from husai.sae.train import Trainer, clip_each, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer, clip_each
 from husai.seeding import generator
 
 # Far too many latents for five sources, so that AuxK and resampling have work to do.
@@ -241,7 +242,7 @@ def test_gradients_along_unit_decoder_rows_are_dropped(x, monkeypatch, name):
         return clip_each(gradients, limit, kept)
 
     monkeypatch.setattr(architecture, "gradients", spy_on_gradients)
-    monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
+    monkeypatch.setattr("husai.sae.trainer.clip_each", spy_on_clip)
     train_saes(given(KINDS[name], x), recipe(KINDS[name], steps=5))
     assert len(along) == 5
     assert max(along) < 1e-5
@@ -551,7 +552,7 @@ def test_resampled_latents_start_afresh_with_a_stream_of_their_own(x, monkeypatc
         return resampled[len(dead_at)]
 
     monkeypatch.setattr(TopK, "gradients", spy_on_gradients)
-    monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
+    monkeypatch.setattr("husai.sae.trainer.resample_dead", spy_on_resampling)
     train_saes(x, recipe(kind, init=(0, 0, 1), data=(0, 1, 1)))
     assert list(resampled) == [20, 40]
     for step, mask in resampled.items():
@@ -725,7 +726,7 @@ def test_a_resampled_latents_average_starts_anew(x, monkeypatch):
     def spy_on_restart(self, params, which):
         restarted.append(which)
 
-    monkeypatch.setattr("husai.sae.train.resample_dead", spy_on_resampling)
+    monkeypatch.setattr("husai.sae.trainer.resample_dead", spy_on_resampling)
     monkeypatch.setattr(Average, "restart", spy_on_restart)
     train_saes(x, recipe(ema_decay=0.9))
     assert len(restarted) == 2
@@ -759,7 +760,7 @@ def test_decoder_rows_are_normalised_every_few_steps(x, monkeypatch):
 
     rows: list[torch.Tensor] = []
     monkeypatch.setattr(TopK, "gradients", spy)
-    monkeypatch.setattr("husai.sae.train.clip_each", spy_on_clip)
+    monkeypatch.setattr("husai.sae.trainer.clip_each", spy_on_clip)
     trained = train_saes(x, recipe(steps=8, decoder_norm_every=3, resample_every=None))
     assert [size < 1e-5 for size in drift] == [True, False, False, True, False, False, True, False]
     assert max(along) < 1e-5

@@ -25,7 +25,8 @@ from husai.sae.estimate import estimate
 from husai.sae.pairs import Pairs
 from husai.sae.params import Params, init_params
 from husai.sae.resample import resample_dead
-from husai.sae.train import Trainer, train_saes
+from husai.sae.train import train_saes
+from husai.sae.trainer import Trainer
 from husai.seeding import generator
 from husai.stores import StoreWriter, open_store
 from husai.truth.synthetic import Planted

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from husai.analysis.recovery import Tuning
 from husai.analysis.site import Site
+from husai.analysis.subspaces import leading_span
 from husai.analysis.symmetry import spaced
 from husai.models import Inputs
 from husai.tasks import GroupView
 from husai.truth.fourier import characters, get_fourier_basis
-from husai.truth.planes import GroundTruth, Subspace, coincide, plane_of
+from husai.truth.planes import GroundTruth, Subspace, coincide
 
 FEW_SHIFTS = 16  # shifts tried where the rest of the model has to be run for each
 FEW_ROWS = 256  # samples on which single atoms are removed where the rest of the model has to be run for each
@@ -114,9 +115,7 @@ def rotation(
 
     def plane_tuned_to(true: TurningPlane | Subspace) -> Float[Tensor, "d dim"] | None:
         own = weighted[torch.from_numpy(np.isin(labels, true.variables) & (tuned.k == true.k))]
-        dim = true.basis.shape[1]
-        span = plane_of(own.T)[:, :dim] if len(own) >= dim else None
-        return span if span is not None and span.shape[1] == dim else None
+        return leading_span(own, true.basis.shape[1])
 
     found = [(plane, basis) for plane in turning.planes if (basis := plane_tuned_to(plane)) is not None]
     still = [basis for subspace in turning.still if (basis := plane_tuned_to(subspace)) is not None]

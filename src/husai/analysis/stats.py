@@ -50,6 +50,31 @@ def _interval(mean: float, error: float, count: int, level: float) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
+def difference_interval(
+    first: Interval, first_seeds: int, second: Interval, second_seeds: int, level: float = 0.95
+) -> Interval:
+    """first − second for two independent sets of SAEs, from the t intervals that `seed_interval` or `pair_interval` gave them.
+
+    Welch's interval: the squared errors add up, with the degrees of freedom of Satterthwaite (1946), S − 1 on each side. nan
+    where one of them has no interval.
+    """
+    squares = [
+        (_error(one, seeds, level) ** 2, seeds - 1) for one, seeds in ((first, first_seeds), (second, second_seeds))
+    ]
+    total = sum(square for square, _ in squares)
+    mean = first.mean - second.mean
+    if total == 0:
+        return Interval(mean, mean, mean)
+    freedom = total**2 / sum(square**2 / own for square, own in squares)
+    reach = float(student.ppf((1 + level) / 2, freedom)) * total**0.5
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _error(interval: Interval, seeds: int, level: float) -> float:
+    """The standard error that a t interval over seeds was made of."""
+    return (interval.high - interval.mean) / float(student.ppf((1 + level) / 2, seeds - 1))
+
+
 def monte_carlo_p(observed: float, draws: Float[np.ndarray, "draws"]) -> float:
     """(1 + number of draws ≥ observed) / (1 + draws): never below 1/(R + 1)."""
     return float((1 + (np.asarray(draws) >= observed).sum()) / (1 + len(draws)))
@@ -60,7 +85,7 @@ def difference_p(difference: Interval, seeds: int, level: float = 0.95) -> float
 
     1 where all differences are 0, nan where there is no interval.
     """
-    error = (difference.high - difference.mean) / float(student.ppf((1 + level) / 2, seeds - 1))
+    error = _error(difference, seeds, level)
     if error == 0 and difference.mean == 0:
         return 1.0
     return 2 * float(student.sf(abs(difference.mean) / error, seeds - 1)) if error > 0 else float("nan")

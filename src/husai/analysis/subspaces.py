@@ -58,13 +58,10 @@ def subspace_recovery(
         raise HusaiError(f"codes: {len(codes)} samples, but the families are of {len(families.basis)}")
     centred = codes.double()
     centred = centred - centred.mean(0)
-    weighted = atoms.double() * centred.pow(2).mean(0).sqrt()[:, None]
     bases = [subspace.basis for subspace in truth.subspaces]
-    home = _home(atoms, bases)
     assigned, cos2, needed = [], [], []
-    for basis in bases:
-        shared = torch.tensor([basis.shape == other.shape and coincide(basis, other) for other in bases])
-        own = weighted[shared[home]]
+    spread = centred.pow(2).mean(0).sqrt()
+    for basis, own in zip(bases, spanning(atoms, spread, bases, coinciding(bases)), strict=True):
         own = own[(own @ basis).pow(2).sum(1).argsort(descending=True, stable=True)]
         assigned.append(len(own))
         cos2.append(span_cos2(own, basis))
@@ -84,22 +81,47 @@ def subspace_recovery(
     )
 
 
+def coinciding(bases: list[Float[Tensor, "d _"]]) -> Bool[Tensor, "subspaces subspaces"]:
+    """Which subspaces are one plane, of several frequencies."""
+    return torch.tensor([[one.shape == other.shape and coincide(one, other) for other in bases] for one in bases])
+
+
+def spanning(
+    atoms: Float[Tensor, "n d"],
+    spread: Float[Tensor, "n"],
+    bases: list[Float[Tensor, "d _"]],
+    shared: Bool[Tensor, "subspaces subspaces"],
+) -> list[Float[Tensor, "n_own d"]]:
+    """For each subspace its atoms, times the standard deviation of their codes; those that are `coinciding` share theirs."""
+    weighted, home = atoms.double() * spread.double()[:, None], _home(atoms, bases)
+    return [weighted[own[home]] for own in shared]
+
+
 def _home(atoms: Float[Tensor, "n d"], bases: list[Float[Tensor, "d _"]]) -> Int[Tensor, "n"]:
     """The subspace that holds most of each atom's energy, the first of several that hold as much."""
     shares = torch.stack([(atoms.double() @ basis).pow(2).sum(1) for basis in bases])
     return (shares >= shares.max(0).values - TIE).int().argmax(0)
 
 
-def span_cos2(weighted: Float[Tensor, "n d"], basis: Float[Tensor, "d dim"]) -> float:
-    """Least squared principal cosine between a subspace and the leading directions, as many, of weighted atoms.
+def leading_span(weighted: Float[Tensor, "n d"], dim: int) -> Float[Tensor, "d dim"] | None:
+    """Orthonormal basis of the `dim` leading directions of weighted atoms; None if too few count.
 
-    A direction counts, as in a true plane, if its singular value exceeds 5% of the first. 0 if too few do.
+    A direction counts, as in a true plane, if its singular value exceeds 5% of the first.
     """
-    dim = basis.shape[1]
-    if len(weighted) < dim:
+    span = plane_of(weighted.T)[:, :dim] if len(weighted) >= dim else None
+    return span if span is not None and span.shape[1] == dim else None
+
+
+def least_cos2(first: Float[Tensor, "d dim"] | None, second: Float[Tensor, "d dim"] | None) -> float:
+    """Least squared principal cosine of two subspaces of as many dimensions; 0 where one is missing."""
+    if first is None or second is None:
         return 0.0
-    span = plane_of(weighted.T)[:, :dim]
-    return float(torch.linalg.svdvals(basis.T @ span).min().square()) if span.shape[1] == dim else 0.0
+    return float(torch.linalg.svdvals(first.T @ second).min().square())
+
+
+def span_cos2(weighted: Float[Tensor, "n d"], basis: Float[Tensor, "d dim"]) -> float:
+    """Least squared principal cosine between a subspace and the `leading_span` of weighted atoms; 0 if there is none."""
+    return least_cos2(basis, leading_span(weighted, basis.shape[1]))
 
 
 def _needed(weighted: Float[Tensor, "n d"], basis: Float[Tensor, "d dim"]) -> float:

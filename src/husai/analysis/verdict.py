@@ -1,19 +1,39 @@
 """Numbers into sentences: which rungs of the ladder an agreement exceeds, and what its symmetry figures mean."""
 
+from typing import NamedTuple
+
 from husai.analysis.stats import Interval
 
+STABLE = ("data", "data_points", "surrogate_trained")  # "stable features" may be claimed only beyond all of these
 CLOSE = 0.02  # symmetry figures closer than this are called equal
 MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell anything
+
+
+class Standing(NamedTuple):
+    """Names of rungs by where a score stands, lowest rung first: intervals apart (above, below) or overlapping (level).
+
+    Rungs without an interval are in none.
+    """
+
+    above: list[str]
+    level: list[str]
+    below: list[str]
+
+
+def standing(score: Interval, rungs: dict[str, Interval]) -> Standing:
+    """Where `score` stands on its ladder, by intervals that do not overlap."""
+    names = sorted((name for name in rungs if rungs[name].high == rungs[name].high), key=lambda name: rungs[name].mean)
+    above = [name for name in names if score.low > rungs[name].high]
+    below = [name for name in names if score.high < rungs[name].low]
+    return Standing(above, [name for name in names if name not in above + below], below)
 
 
 def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
     """Which rungs `score` exceeds, is not told apart from, or falls short of, by intervals that do not overlap."""
     if score.low != score.low:
         return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
-    names = sorted((name for name in rungs if rungs[name].high == rungs[name].high), key=lambda name: rungs[name].mean)
-    above = [name for name in names if score.low > rungs[name].high]
-    below = [name for name in names if score.high < rungs[name].low]
-    level = [name for name in names if name not in above + below]
+    above, level, below = standing(score, rungs)
+    names = [*above, *level, *below]
 
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)

@@ -44,8 +44,6 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
 ) -> None:
     """How far do saved SAEs agree, and what does it mean? Any of three formats, any number of atoms."""
-    import warnings
-
     from husai.comparison import compare as compare_saes
     from husai.errors import HusaiError
     from husai.runs import load_model
@@ -62,8 +60,7 @@ def compare(
         raise HusaiError("compare: --target-shard-dir stands beside --shard-dir, which is missing")
     folders = sae_folders(saes)
     names, opened = [str(folder) for folder in folders], [load_sae(folder) for folder in folders]
-    with warnings.catch_warnings(record=True) as caught, console.progress(json) as bar:
-        warnings.simplefilter("always", UserWarning)
+    with console.warnings_said(), console.progress(json) as bar:
         samples = None
         if model is not None:
             samples = samples_of_model(opened, names, load_model(model, op), hook, source_hook)
@@ -72,8 +69,6 @@ def compare(
             samples = samples_of_store(opened, names, open_store(shard_dir), target)
         line = bar.add_task("comparing", total=None, figures="")
         found = compare_saes(opened, names, samples, draws=draws, progress=lambda what: bar.update(line, figures=what))
-    for warning in caught:
-        console.err.print(f"husai: {warning.message}", markup=False)
     written = []
     if out is not None:
         from husai.report.comparison import write_comparison

@@ -43,25 +43,18 @@ def conformance(
 
 def _imported(function: str) -> "Measure":
     """Raises HusaiError if there is no such function."""
-    import importlib
-    import os
-    import sys
+    from functools import reduce
 
     from husai.errors import HusaiError
+    from husai.sae.registry import import_module
 
     package, _, name = function.partition(":")
     if not package or not name:
         raise HusaiError(f"{function}: must be package.module:function, such as numpy.linalg:norm")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(package)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found: Any = reduce(getattr, name.split("."), import_module(package, function))
     except AttributeError as error:
         raise HusaiError(f"{function}: there is no such function ({error})") from None
-    except Exception as error:  # a stranger's module may raise anything when it is imported
-        raise HusaiError(f"{function}: {package} cannot be imported ({error.__class__.__name__}: {error})") from None
     if not callable(found):
         raise HusaiError(f"{function}: is no function but {type(found).__name__}")
     return cast("Measure", found)

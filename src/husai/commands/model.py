@@ -26,11 +26,12 @@ def model_train(
     """Train a model until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
     from husai.config import load_trainable
     from husai.resources import find_config
-    from husai.suite import train_and_report
+    from husai.suite import say_run, train_watched
 
     recipe = load_trainable(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
-    return train_and_report(recipe, out, attempts=attempts, device=console.require_device(device), quiet=quiet)
+    device = console.require_device(device)
+    return say_run(out, train_watched(recipe, out, attempts=attempts, device=device, quiet=quiet))
 
 
 @app.command("compile")

@@ -6,29 +6,8 @@ from typing import Annotated
 import typer
 
 from husai import console
-from husai.commands.options import (
-    AdamTrickOption,
-    CompileOption,
-    DeterministicOption,
-    DeviceOption,
-    DryRunOption,
-    DtypeOption,
-    EarlyExitOption,
-    JsonOption,
-    LogEveryOption,
-    LowerDtypeOption,
-    OpOption,
-    OptimizerOption,
-    Overrides,
-    ResumeOption,
-    ShardDirOption,
-    SparsityOption,
-    StatisticsOption,
-    TimingOption,
-    TrackOption,
-    UnverifiedOption,
-    training_settings,
-)
+from husai.commands.options import JsonOption, OpOption, Overrides
+from husai.commands.training import TrainingFlags, with_training_flags
 from husai.console import exits, say
 
 app = typer.Typer(help="Train and score sparse autoencoders.", no_args_is_help=True)
@@ -36,6 +15,7 @@ app = typer.Typer(help="Train and score sparse autoencoders.", no_args_is_help=T
 
 @app.command("train")
 @exits
+@with_training_flags
 def sae_train(
     model: Annotated[
         str | None,
@@ -44,42 +24,19 @@ def sae_train(
         ),
     ] = None,
     overrides: Overrides = None,
-    config: Annotated[str, typer.Option(help="a YAML file, or a shipped name such as topk_8x")] = "topk_8x",
     architecture: Annotated[
         str | None, typer.Option(help="another architecture than the config's; what both have stays as the config says")
     ] = None,
-    hook: Annotated[
-        str | None,
-        typer.Option(help="short or full hook name; resid_post by default, of a transcoder what the MLP reads"),
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="layer of a short hook name; the last by default")] = None,
-    target_hook: Annotated[str | None, typer.Option(help="what a transcoder reconstructs; mlp_out by default")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs trained together, with seeds 0, 1, …")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="init and data seed; of several SAEs, the first's")] = None,
-    op: OpOption = None,
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
-    device: DeviceOption = "cpu",
-    allow_unverified: UnverifiedOption = False,
     quiet: Annotated[bool, typer.Option(help="print nothing but errors")] = False,
     json: JsonOption = False,
-    shard_dir: ShardDirOption = None,
     target_shard_dir: Annotated[
         Path | None, typer.Option(help="store of a transcoder's targets, row by row those of --shard-dir")
     ] = None,
-    resume_from: ResumeOption = None,
-    deterministic: DeterministicOption = False,
-    early_exit: EarlyExitOption = None,
-    log_every: LogEveryOption = None,
-    log_timing: TimingOption = False,
-    log_statistics: StatisticsOption = False,
-    compile: CompileOption = False,
-    optimizer: OptimizerOption = None,
-    dtype: DtypeOption = None,
-    lower_dtype: LowerDtypeOption = None,
-    adam_trick: AdamTrickOption = False,
-    sparsity_coeff: SparsityOption = None,
-    track: TrackOption = None,
-    dry_run: DryRunOption = False,
+    *,
+    flags: TrainingFlags,
 ) -> int:
     """Train SAEs on one hook of a verified model, or on a store; the folder opens with sae_lens.SAE.load_from_disk.
 
@@ -87,49 +44,18 @@ def sae_train(
     """
     from dataclasses import asdict
 
-    from husai.config import SAEConfig
-    from husai.resources import find_config
-    from husai.single import Request, estimate_single, train_single
+    from husai.single import estimate_single, train_single
 
     settings = list(overrides or [])
-    if shard_dir is not None and model is not None and "=" in model and not Path(model).exists():
+    if flags.shard_dir is not None and model is not None and "=" in model and not Path(model).exists():
         settings, model = [model, *settings], None
-    settings += training_settings(
-        early_exit=early_exit,
-        log_every=log_every,
-        log_timing=log_timing,
-        log_statistics=log_statistics,
-        compile=compile,
-        optimiser=optimizer,
-        dtype=dtype,
-        lower_dtype=lower_dtype,
-        adam_trick=adam_trick,
-    )
-    chosen = SAEConfig.load(find_config(config, "examples"), settings, architecture=architecture)
-    if sparsity_coeff is not None:
-        chosen = chosen.with_sparsity(sparsity_coeff)
+    chosen = flags.load(settings, architecture=architecture)
     if seeds > 1 or seed is not None:
         many = tuple(range(seed or 0, (seed or 0) + seeds))
         chosen = chosen.model_copy(update={"init_seeds": many, "data_seeds": many})
-    request = Request(
-        model,
-        hook,
-        layer,
-        -1,
-        op,
-        chosen,
-        out,
-        allow_unverified,
-        console.require_device(device),
-        quiet or json,
-        shard_dir=shard_dir,
-        resume_from=resume_from,
-        deterministic=deterministic,
-        tracking=track or "none",
-        target_hook=target_hook,
-        target_shard_dir=target_shard_dir,
-    )
-    if dry_run:
+    more = {"quiet": quiet or json, "tracking": flags.track or "none", "target_shard_dir": target_shard_dir}
+    request = flags.request(model, chosen, out, **more)
+    if flags.dry_run:
         expected = estimate_single(request)
         if json:
             console.show_json({**asdict(expected), "seconds": expected.seconds})
@@ -172,19 +98,14 @@ def sae_score(
     json: JsonOption = False,
 ) -> None:
     """Every score of finished SAEs beside its chance levels, and of several their agreement. Nothing is trained."""
-    import warnings
-
     from husai.finished import score_folders, write_scores
     from husai.sae.registry import import_module
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with console.warnings_said():
         for name in imports or []:
             import_module(name, "--import")
         stores = {"shard_dir": shard_dir, "target_shard_dir": target_shard_dir}
         scored = score_folders(saes, model, hook, op=op, source_hook=source_hook, **stores)
-    for warning in caught:
-        console.err.print(f"husai: {warning.message}", markup=False)
     if out is not None:
         write_scores(scored, out)
     if json:

@@ -9,7 +9,7 @@ from husai.analysis.stats import (
 )
 from husai.controls import kinds
 from husai.controls.kinds import ALPHA, Control, Kind, Test
-from husai.report.tables import interval, markdown
+from husai.report.text import interval, markdown
 
 
 class Verdict(NamedTuple):

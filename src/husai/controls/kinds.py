@@ -30,7 +30,7 @@ from husai.analysis.subspaces import subspace_recovery
 from husai.measure import Hook, Members
 from husai.measure.causes import cause_of_coded, rotation_of_coded
 from husai.report.results import CellView
-from husai.report.tables import has
+from husai.report.text import has
 from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 

@@ -24,7 +24,8 @@ from husai.controls.kinds import (
 from husai.controls.tokens import token_recovery
 from husai.measure import Hook
 from husai.report.results import NULLS, CellView, SuiteResults
-from husai.report.tables import interval, markdown, number, sentences
+from husai.report.tables import sentences
+from husai.report.text import interval, markdown, number
 from husai.resources import find_config
 from husai.runs import write_atomic
 from husai.sae.dictionary import Dictionary

@@ -13,8 +13,8 @@ from husai.analysis.site import Site
 from husai.analysis.symmetry import Shifts, answer_shifts, shift_maps
 from husai.errors import HusaiError
 from husai.models import Inputs, Model
+from husai.sae.batches import Fresh
 from husai.sae.known import Known
-from husai.sae.train import Fresh
 from husai.truth.planes import Families, GroundTruth, answer_families, describe, families, find_truth
 from husai.truth.synthetic import Circles, Planted
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from husai.analysis.nulls import NullScore, adjusted
-from husai.analysis.stats import Interval, monte_carlo_p, pair_interval, seed_interval
+from husai.analysis.stats import Interval, monte_carlo_p, pair_interval, pair_mean, seed_interval
+from husai.analysis.tails import tail_p, z_score
 
 MIN_P_DRAWS = 20  # with fewer draws a p-value cannot fall below .05 and none is given
 
@@ -27,6 +28,17 @@ class Row(NamedTuple):
     n: int = 1
     seed: int | None = None
     seed_b: int | None = None
+
+    def columns(self) -> dict[str, str | float | int]:
+        """The number as tables have it, whoever it is of."""
+        return {
+            "metric": self.metric,
+            "null": self.null,
+            "value": self.value,
+            "ci_low": self.low,
+            "ci_high": self.high,
+            "n": self.n,
+        }
 
 
 @dataclass
@@ -64,7 +76,7 @@ def pair_rows(result: Measurement, metric: str, matrix: Float[np.ndarray, "seeds
 
 
 def null_rows(result: Measurement, metric: str, null: str, score: NullScore) -> None:
-    """The null itself, the score adjusted by it (where the null leaves room), and the Monte-Carlo p."""
+    """The null itself, and the score adjusted by it (where the null leaves room), with its z and p-values."""
     matrix, count = result.matrices[metric], len(score.draws)
     if metric == "pwmcc":
         result.nulls[null] = score
@@ -74,5 +86,16 @@ def null_rows(result: Measurement, metric: str, null: str, score: NullScore) -> 
         result.rows.append(Row(f"{metric}_adjusted", null, *pair_interval(rescaled), n=count))
     result.rows.append(Row(f"{metric}_difference", null, *pair_interval(matrix - score.pairs), n=count))
     if count >= MIN_P_DRAWS:
-        p_value = monte_carlo_p(pair_interval(matrix).mean, score.draws)
-        result.rows.append(Row(f"{metric}_p", null, p_value, n=count))
+        result.rows += _p_rows(metric, null, pair_mean(matrix), score.draws)
+
+
+def _p_rows(metric: str, null: str, observed: float, draws: Float[np.ndarray, "draws"]) -> list[Row]:
+    """The counted p, z where the draws vary, and the fitted p where the tail can be fitted."""
+    count = len(draws)
+    found = [Row(f"{metric}_p", null, monte_carlo_p(observed, draws), n=count)]
+    steps, tail = z_score(observed, draws), tail_p(observed, draws)
+    if steps == steps:
+        found.append(Row(f"{metric}_z", null, steps, n=count))
+    if tail.how == "fitted":
+        found.append(Row(f"{metric}_p_fitted", null, tail.p, n=count))
+    return found

@@ -240,6 +240,20 @@ class SuiteResults:
         surrogates = [c for c in same if c.tier == "surrogate"]
         return min(surrogates, key=lambda c: int(c.control.rsplit("-", 1)[1]), default=None)
 
+    def level(self, cell: CellView, metric: str, null: str) -> tuple[CellView, str]:
+        """The cell and the null whose record is this chance level of `cell`: another cell for `surrogate_trained`.
+
+        Raises HusaiError if the suite has no cell trained on the surrogate of this one's samples.
+        """
+        if null != "surrogate_trained":
+            return cell, null
+        twin = self.surrogate_of(cell)
+        if twin is None:
+            raise HusaiError(
+                f"{cell.title}: has no surrogate_trained of {metric}, since no cell is trained on its surrogate"
+            )
+        return twin, ""
+
     def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
         with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
             return dict(data)

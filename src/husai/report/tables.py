@@ -6,46 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from husai.analysis.stats import Interval
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.caveats import caveats, heading
 from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rows_of
-
-
-def number(value: float, digits: int = 3) -> str:
-    return "–" if value != value else f"{value:.{digits}f}"
-
-
-def interval(value: Interval, digits: int = 3) -> str:
-    if value.low != value.low:
-        return number(value.mean, digits)
-    return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
-
+from husai.report.significance import significance
+from husai.report.text import has, interval, markdown, named, number, plural
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
 are of those samples, atoms and planes are held against the source's truth, and the model is asked on its own activations.
 """
-
-
-def plural(count: int, noun: str) -> str:
-    """Such as `1 cell`, `2 cells`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def named(cell: CellView) -> list[str]:
-    return [cell.place, cell.label + ("" if cell.converged else " *")]
-
-
-def has(cell: CellView, metric: str, null: str = "") -> bool:
-    """Whether the metric, or a null of it, was computed."""
-    value = cell.value(metric, null).mean
-    return value == value
 
 
 def fit_table(cells: list[CellView]) -> str:
@@ -175,12 +145,16 @@ def label_table(results: SuiteResults, cells: list[CellView]) -> str:
     return markdown(["hook", "SAE", *labels], rows)
 
 
-def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
-    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
+def rungs_of(cell: CellView, surrogate: CellView | None = None) -> dict[str, Interval]:
+    """The ladder of a cell's pwmcc, as far as it was computed. surrogate: the cell trained on one."""
     scored = {null: cell.value("pwmcc", null) for null in RUNGS}
     if surrogate is not None:
         scored["surrogate_trained"] = surrogate.value("pwmcc")
-    rungs = {null: score for null, score in scored.items() if score.mean == score.mean}
+    return {null: score for null, score in scored.items() if score.mean == score.mean}
+
+
+def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, str]:
+    """What the numbers say of one cell: the rungs it exceeds, and its symmetry. surrogate: the cell trained on one."""
     symmetry = ""
     if has(cell, "aligned"):
         symmetry = symmetry_sentence(
@@ -191,7 +165,7 @@ def sentences(cell: CellView, surrogate: CellView | None = None) -> tuple[str, s
             cell.value("aligned", "data_points"),
             cell.value("shift_support").mean,
         )
-    return rung_sentence(cell.value("pwmcc"), rungs), symmetry
+    return rung_sentence(cell.value("pwmcc"), rungs_of(cell, surrogate)), symmetry
 
 
 def gate_lines(name: str, gate: dict[str, Any]) -> str:
@@ -286,7 +260,7 @@ over the last doubling of steps.
 ## Stability: pwmcc beside its chance levels{mark}
 
 {stability_table(results)}
-{symmetry}{chr(10).join(recovery)}"""
+{significance(results)}{symmetry}{chr(10).join(recovery)}"""
 
 
 def write_tables(results: SuiteResults, out: Path) -> list[Path]:

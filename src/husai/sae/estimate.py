@@ -13,7 +13,7 @@ from husai.errors import HusaiError
 from husai.sae.batches import Fresh
 from husai.sae.known import Known
 from husai.sae.pairs import Samples, split
-from husai.sae.train import Trainer
+from husai.sae.trainer import Trainer
 
 WARM, TIMED = 2, 8
 

@@ -1,36 +1,20 @@
 """The one training loop: S seeds at once, each exactly as it would train alone. It knows no metric."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
-from husai.config import SAEConfig, SAETrainingConfig
-from husai.errors import HusaiError
-from husai.sae.architecture import Architecture, Step
-from husai.sae.architectures import architecture_of
+from husai.config import SAEConfig
+from husai.sae.architecture import Step
 from husai.sae.batches import Fresh
-from husai.sae.checkpoint import Checkpoints, put_back, snapshot
-from husai.sae.dictionary import SAEEnsemble, finished
+from husai.sae.checkpoint import Checkpoints
+from husai.sae.dictionary import SAEEnsemble
 from husai.sae.fitting import fit_saes
-from husai.sae.guide import Guide, known_of
 from husai.sae.health import STRIDE, hopeless
 from husai.sae.history import StepLog
 from husai.sae.known import Known
-from husai.sae.optimisers import Average, optimiser_of
-from husai.sae.pairs import Samples, common_unit, require_fit, side, split
-from husai.sae.params import Params
-from husai.sae.precision import DTYPES, Computation, Rounding
-from husai.sae.resample import resample_dead
+from husai.sae.pairs import Samples, require_fit, split
 from husai.sae.statistics import Statistic, statistics
-from husai.sae.terms import decorrelation_term, steer
-from husai.sae.timing import Clock
-from husai.schedule import trapezoid
-from husai.seeding import generator
+from husai.sae.trainer import Trainer
 
 Stop = Callable[[int, SAEEnsemble], bool]
 
@@ -45,221 +29,88 @@ class TrainedSAEs:
     hopeless: str = ""
 
 
-def resampling_due(step: int, recipe: SAETrainingConfig) -> bool:
-    """Whether dead latents are replaced before update `step` (0-based)."""
-    every, until = recipe.resample_every, recipe.resample_until * recipe.steps
-    return every is not None and 0 < step < until and step % every == 0
+@dataclass
+class _Course:
+    """A training on its way: who does the steps, who is told of them and when, and what there was to tell.
 
-
-def norm_each(gradients: Params) -> Float[Tensor, "seeds"]:
-    """Norm of each seed's gradient."""
-    squares = [gradient.flatten(1).pow(2).sum(1) for gradient in gradients]
-    return torch.stack(squares).sum(0).sqrt()
-
-
-def clip_each(gradients: Params, limit: float, kept: float = 1.0) -> Float[Tensor, "seeds"]:
-    """Scale each seed's gradient down to norm `limit`, in place, if it exceeds it; returns the norms before.
-
-    kept: a factor that the gradients carry and norms and limit do not.
-    """
-    norms = norm_each(gradients) / kept
-    factor = (limit / (norms + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
-    return norms
-
-
-class Trainer:
-    """Everything that changes from step to step; `advance` does one.
-
-    kept: names of what a checkpoint must hold; all else follows from the arguments.
+    interval: steps between rows. judged: at which of the `STRIDE` live judgements it is.
     """
 
-    kept = (
-        *("step", "params", "optimiser", "average", "strength", "silent", "resampling", "batches", "rounding"),
-        "guide",
-    )
+    trainer: Trainer
+    interval: int
+    stop: Stop
+    on_log: Callable[[list[StepLog]], None]
+    on_statistics: Callable[[dict[str, Statistic], int], object] | None
+    checkpoints: Checkpoints | None
+    history: list[StepLog] = field(default_factory=list)
+    judged: int = 0
 
-    def __init__(
-        self,
-        x: Samples,
-        config: SAEConfig,
-        *,
-        fresh: Fresh | None = None,
-        known: Known | None = None,
-        device: str = "cpu",
-    ) -> None:
-        """Raises HusaiError if x holds NaN, does not vary or has fewer samples than a batch, or for a damaged store.
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; who watches is told again what there was before it."""
+        resumed = self.checkpoints.load() if self.checkpoints is not None else None
+        if resumed is None:
+            return
+        self.trainer.restore(resumed.state)
+        self.judged = self._stride()
+        self.history = [StepLog(**row) for row in resumed.state["history"]]
+        for step in sorted({row.step for row in self.history}):
+            self.on_log([row for row in self.history if row.step == step])
+        shape = self.trainer.ensemble()  # its config is the one that folded weights are read by
+        for step, params in resumed.seen:
+            self._look(step, replace(shape, params=params))
 
-        Also as `known_of`, and if the architecture needs a target and x has none, or the other way about.
-        """
-        require_fit(x, config, fresh)
-        self.config, self.recipe, self.count = config, config.training, len(x)
-        if self.count < self.recipe.batch_size:
-            raise HusaiError(f"training.batch_size: {self.recipe.batch_size} exceeds the {len(x)} samples there are")
-        source, target = split(x)
-        told = known_of(source, known, self.recipe, fresh=fresh is not None)
-        self.unit = common_unit(x, config)
-        self.normaliser, self.samples, self.batches = side(
-            source, config, "activations", device, self.unit, fresh, told
-        )
-        aim = None if target is None else side(target, config, "targets", device, self.unit)
-        self.aim, self.targets = aim, self.samples if aim is None else aim.samples
-        self.architecture: Architecture[Any] = architecture_of(config.sae).in_units(self.unit)
-        self.variance = float(self.targets.var(0, correction=0).sum())
-        self.architecture.begin(self.samples, config.init_seeds)
-        d_in, d_target = self.samples.shape[1], None if aim is None else aim.samples.shape[1]
-        start = self.architecture.start(d_in, config.init_seeds, d_target=d_target)
-        self.params = start.map(lambda value: value.to(device).requires_grad_())
-        self.computation = Computation(self.architecture, self.recipe, device)
-        low = self.recipe.dtype != "fp32"
-        self.rounding = Rounding(self.params, DTYPES[self.recipe.pair[0]]) if low else None
-        self.guide = None
-        if told is not None:
-            self.guide = Guide(config, self.architecture, told, device, unit=self.unit, kept=self.computation.kept)
-        moved = [*self.params, *(self.guide.leaves if self.guide else ())]
-        self.optimiser = optimiser_of(moved, self.recipe, self.computation.kept)
-        self.average = Average(self.params, self.recipe.ema_decay) if self.recipe.ema_decay else None
-        self.strength = torch.ones(len(config.init_seeds), device=device)
-        self.grad_norm = torch.zeros(len(config.init_seeds), device=device)
-        seeds = zip(config.init_seeds, config.data_seeds, strict=True)
-        self.resampling = [generator("sae-resample", *pair) for pair in seeds]
-        self.silent = torch.zeros(len(config.init_seeds), config.sae.d_sae, dtype=torch.long, device=device)
-        self.dead_steps = getattr(config.sae, "dead_steps", self.recipe.steps + 1)
-        self.clock = Clock(device, on=self.recipe.log_timing)
-        self.step = 0
+    def run(self, stop_at: tuple[int, ...]) -> TrainedSAEs:
+        """Train to the end, or until `stop` says so or there is no hope."""
+        trainer, last = self.trainer, self.trainer.recipe.end
+        for step in range(trainer.step, last):
+            if step in stop_at and self._look(step, trainer.ensemble()):
+                return self._ended(step)
+            rate = trainer.rate()
+            done = trainer.advance()
+            if trainer.step % self.interval == 0 or trainer.step == last:
+                self._log(done, rate)
+                if reason := self._judge():
+                    return self._ended(trainer.step, reason)
+            self._save()
+        end = self._ended(last)
+        if last in stop_at:
+            self.stop(last, end.ensemble)
+        return end
 
-    def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs to go on as if nothing had happened: plain values and tensors."""
-        return {name: snapshot(getattr(self, name)) for name in self.kept}
+    def _ended(self, steps: int, reason: str = "") -> TrainedSAEs:
+        return TrainedSAEs(self.trainer.ensemble(), steps, tuple(self.history), reason)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken, by a trainer of the same arguments."""
-        for name in self.kept:
-            setattr(self, name, put_back(getattr(self, name), state[name]))
-        if self.aim is not None:  # its rows are drawn in the same order
-            put_back(self.aim.batches, state["batches"])
+    def _look(self, step: int, ensemble: SAEEnsemble) -> bool:
+        """Whether `stop` ends the training; what it is shown is kept for a resumed run."""
+        if self.checkpoints is not None:
+            self.checkpoints.keep_seen(step, ensemble.params)
+        return self.stop(step, ensemble)
 
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        shape = trapezoid(
-            self.step,
-            steps=self.recipe.steps,
-            warmup_steps=self.recipe.warmup_steps,
-            decay_fraction=self.recipe.decay_fraction,
-            decay=self.recipe.decay,
-        )
-        return self.recipe.lr * shape
+    def _log(self, done: Step, rate: float) -> None:
+        """Rows of the step just done, and statistics where they are wanted."""
+        trainer = self.trainer
+        rows = trainer.log(done, rate)
+        self.history.extend(rows)
+        self.on_log(rows)
+        if self.on_statistics is not None:
+            self.on_statistics(statistics(trainer.params, trainer.computation.kept), trainer.step)
+        trainer.clock.lap("logging")
 
-    def advance(self) -> Step:
-        """One update. Gradients are those of each seed alone."""
-        self.clock.lap(None)
-        if resampling_due(self.step, self.recipe):
-            where = (self.params, self.optimiser, self.samples, self.architecture, self.resampling)
-            replaced = resample_dead(*where, targets=self.targets)
-            self.silent[replaced] = 0
-            if self.average is not None:
-                self.average.restart(self.params, replaced)
-            if self.guide is not None:
-                self.guide.restart(replaced, self.optimiser)
-            if self.rounding is not None:
-                self.rounding.restart(self.params, replaced)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.clock.lap("update")
-        x, dead = self.batches.at(self.step), self.silent >= self.dead_steps
-        target = None if self.aim is None else self.aim.batches.at(self.step)
-        self.clock.lap("data")
-        if self.recipe.target_l0 is not None:
-            self.architecture.strength = self.strength
-        given: dict[str, Any] = {} if self.guide is None else {"extra": self.guide.extra(self.batches.beside())}
-        made = self.computation.gradients(self.params, x, step=self.step, dead=dead, target=target, **given)
-        self.clock.lap("gradients")
-        done = self._update(self._with_terms(made))
-        self.silent = torch.where(done.fired, 0, self.silent + 1)
-        self.step += 1
-        if self.average is not None:
-            self.average.update(self.params)
-        if self.recipe.target_l0 is not None and self.step > self.config.warmup:
-            l0 = done.l0.to(self.strength)
-            self.strength = steer(self.strength, l0, target=self.recipe.target_l0, rate=self.recipe.target_l0_rate)
-        self.clock.lap("update")
-        return done
+    def _stride(self) -> int:
+        return self.trainer.step * STRIDE // self.trainer.recipe.steps
 
-    def _with_terms(self, done: Step) -> Step:
-        """With the loss terms that the recipe adds to the architecture's own, and gradients of what is trained."""
-        if self.recipe.decorrelation:
-            term = decorrelation_term(self.params.W_dec, self.recipe.decorrelation * self.unit**2)
-            gradients = done.gradients.replace(W_dec=done.gradients.W_dec + term.W_dec * self.computation.kept)
-            done = done._replace(gradients=gradients, terms={**done.terms, "decorrelation": term.value})
-        return done._replace(gradients=self.architecture.pulled(self.params, done.gradients))
+    def _judge(self) -> str:
+        """Why training is hopeless, if it is; asked `STRIDE` times a training at the most."""
+        if self.trainer.recipe.stop == "fixed" or self._stride() <= self.judged:
+            return ""
+        self.judged = self._stride()
+        return hopeless(self.history, self.trainer.config)
 
-    def _update(self, done: Step) -> Step:
-        """With unit-norm decoders, gradients along the rows are dropped, and norms restored when they are due."""
-        unit, gradients, W_dec = self.config.sae.decoder_norm == "unit", done.gradients, self.params.W_dec
-        every, limit, kept = self.recipe.decoder_norm_every, self.recipe.clip_norm, self.computation.kept
-        with torch.no_grad():
-            if unit:
-                rows = W_dec if every == 1 else F.normalize(W_dec, dim=-1)
-                gradients.W_dec.sub_((gradients.W_dec * rows).sum(-1, keepdim=True) * rows)
-            self.grad_norm = norm_each(gradients) / kept if limit is None else clip_each(gradients, limit, kept)
-            for value, gradient in zip(self.params, gradients, strict=True):
-                value.grad = gradient.contiguous()  # fused Adam takes them in the order of memory, whatever the strides
-            self.optimiser.step()
-            if self.rounding is not None:
-                self.rounding.give_back(self.params)
-            if unit and (self.step + 1) % every == 0:
-                W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-            self.architecture.settle(self.params, done.seen)
-            if self.rounding is not None:
-                self.rounding.round(self.params)
-        return done
-
-    def ensemble(self) -> SAEEnsemble:
-        """The SAEs as they are now, on raw activations. Raises HusaiError if their weights are not finite."""
-        averaged = self.average is not None and self.step > 0
-        now = self.params
-        if self.average is not None and averaged:
-            now = self.architecture.averaged(self.average.value(), now)
-        raw = now.map(lambda value: value.detach().cpu().clone())
-        off_norm = averaged or self.recipe.decoder_norm_every > 1 or self.rounding is not None
-        if self.config.sae.decoder_norm == "unit" and off_norm:
-            raw = raw.replace(W_dec=F.normalize(raw.W_dec, dim=-1))
-        aim = None if self.aim is None else self.aim.normaliser
-        made = finished(raw, self.config, self.normaliser, self.architecture, aim)
-        if not all(bool(value.isfinite().all()) for value in made.params):
-            raise self.diverged("weights are")
-        return made
-
-    def log(self, done: Step, rate: float) -> list[StepLog]:
-        """One row a seed of the step just done. Raises HusaiError if a loss is not finite.
-
-        Losses and codes are in the units of normalised samples, or where those are raw, of raw ones.
-        """
-        epoch = self.step * self.recipe.batch_size / self.count
-        dead = (self.silent >= self.batches.per_epoch).double().mean(-1)
-        penalty = sum(done.terms.values(), torch.zeros_like(done.mse))
-        explained = 1 - done.mse / self.variance
-        losses = [value / self.unit**2 for value in (done.mse + penalty, done.mse, penalty, *done.terms.values())]
-        columns = (*losses[:3], done.l0, done.l0 / self.config.sae.d_sae, explained, dead)
-        columns += (self.grad_norm, done.peak / self.unit, self.strength, *losses[3:])
-        per_seed = torch.stack([column.detach().double().cpu() for column in columns], dim=1).tolist()
-        rows, timing = [], self.clock.read()
-        for seed, row in zip(self.config.init_seeds, per_seed, strict=True):
-            terms = dict(zip(done.terms, row[10:], strict=True))
-            rows.append(StepLog(self.step, epoch, seed, rate, *row[:10], terms=terms, timing=timing))
-        if not all(row.loss < float("inf") for row in rows):
-            raise self.diverged("loss is")
-        if not all(row.grad_norm < float("inf") for row in rows):
-            raise self.diverged("gradient is")
-        return rows
-
-    def diverged(self, what: str) -> HusaiError:
-        low = f", or compute in fp32 instead of {self.recipe.pair[1]}" if self.recipe.low_precision else ""
-        return HusaiError(
-            f"training: the {what} not finite at step {self.step}; halve training.lr ({self.recipe.lr}) or set "
-            f"training.clip_norm{low}"
-        )
+    def _save(self) -> None:
+        """A checkpoint, if one is due and the end is not reached."""
+        trainer, checkpoints = self.trainer, self.checkpoints
+        if checkpoints is not None and checkpoints.due(trainer.step) and trainer.step < trainer.recipe.end:
+            checkpoints.save(trainer.step, trainer.state() | {"history": [vars(row) for row in self.history]})
 
 
 def train_saes(
@@ -302,46 +153,8 @@ def train_saes(
             checkpoints.require_none(f"{config.sae.architecture} is fitted at once")
         return TrainedSAEs(*fit_saes(split(x)[0], config, stop=stop, stop_at=stop_at, on_log=on_log))
     trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
-    last, steps = config.training.end, config.training.steps
     every = config.training.log_every if log_every is None else log_every
-    interval = (every or last) if every is not None else trainer.batches.per_epoch
-    history: list[StepLog] = []
-    judged = 0
-
-    def look(step: int, ensemble: SAEEnsemble) -> bool:
-        if checkpoints is not None:
-            checkpoints.keep_seen(step, ensemble.params)
-        return stop(step, ensemble)
-
-    resumed = checkpoints.load() if checkpoints is not None else None
-    if resumed is not None:
-        trainer.restore(resumed.state)
-        judged = trainer.step * STRIDE // steps
-        history = [StepLog(**row) for row in resumed.state["history"]]
-        for step in sorted({row.step for row in history}):
-            on_log([row for row in history if row.step == step])
-        shape = trainer.ensemble()  # its config is the one that folded weights are read by
-        for step, params in resumed.seen:
-            look(step, replace(shape, params=params))
-    for step in range(trainer.step, last):
-        if step in stop_at and look(step, trainer.ensemble()):
-            return TrainedSAEs(trainer.ensemble(), step, tuple(history))
-        rate = trainer.rate()
-        done = trainer.advance()
-        if trainer.step % interval == 0 or trainer.step == last:
-            rows = trainer.log(done, rate)
-            history.extend(rows)
-            on_log(rows)
-            if on_statistics is not None:
-                on_statistics(statistics(trainer.params, trainer.computation.kept), trainer.step)
-            trainer.clock.lap("logging")
-            if config.training.stop != "fixed" and trainer.step * STRIDE // steps > judged:
-                judged = trainer.step * STRIDE // steps
-                if reason := hopeless(history, config):
-                    return TrainedSAEs(trainer.ensemble(), trainer.step, tuple(history), reason)
-        if checkpoints is not None and checkpoints.due(trainer.step) and trainer.step < last:
-            checkpoints.save(trainer.step, trainer.state() | {"history": [vars(row) for row in history]})
-    final = trainer.ensemble()
-    if last in stop_at:
-        stop(last, final)
-    return TrainedSAEs(final, last, tuple(history))
+    interval = (every or config.training.end) if every is not None else trainer.batches.per_epoch
+    course = _Course(trainer, interval, stop, on_log, on_statistics, checkpoints)
+    course.resume()
+    return course.run(stop_at)
