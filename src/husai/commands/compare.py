@@ -87,7 +87,7 @@ def compare(
 def _show(found: "Comparison") -> None:
     table = Table(title="SAEs", title_justify="left", box=None, pad_edge=False)
     for name in ("", "SAE", "architecture", "atoms", "live", "in no other", "in all others"):
-        table.add_column(name, justify="left" if name in ("", "SAE", "architecture") else "right")
+        table.add_column(name, justify="left" if name in ("", "SAE", "architecture") else "right", overflow="fold")
     for i, (name, count) in enumerate(zip(found.labels, found.counts, strict=True)):
         alone, everywhere = (f"{(count == times).mean():.1%}" for times in (0, len(found.names) - 1))
         row = (str(i), name, found.kinds[i], str(found.d_sae[i]), str(found.n_live[i]), alone, everywhere)

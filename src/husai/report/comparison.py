@@ -47,8 +47,8 @@ def _table(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 def _draw(data: Mapping[str, Any], labels: Sequence[str], measures: Sequence[str], out: Path) -> list[Path]:
     """One matrix a measure, in as many rows as the page needs, each with its mean and chance levels underneath."""
     side = max(1.6, (0.34 if len(labels) <= FEW else 0.26) * len(labels))
-    columns = max(1, min(len(measures), int(PAGE / side)))
-    rows = -(-len(measures) // columns)
+    rows = -(-len(measures) // max(1, int(PAGE / side)))
+    columns = -(-len(measures) // rows)
     short = [name if len(name) <= SHORT else f"{name[: SHORT // 2 - 1]}…{name[-SHORT // 2 :]}" for name in labels]
     written = []
     with plt.rc_context(cast(Any, STYLE)):
