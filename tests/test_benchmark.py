@@ -86,7 +86,7 @@ def test_matchings_of_large_dictionaries(monkeypatch, tmp_path):
     monkeypatch.setattr(matching, "in_fresh_process", matching.measured)
     monkeypatch.setattr(matching, "AT", 60)
     assert not matching.benchmark(tmp_path, (30, 60)), "so few cosines take less memory than all the rest"
-    rows = list(csv.DictReader((tmp_path / "matching.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "matching.csv").read_text().splitlines()))
     assert [(row["atoms"], row["dictionaries"]) for row in rows] == [
         (n, k) for n in ("30", "60") for k in matching.SHARED
     ]
