@@ -267,7 +267,7 @@ def test_zero_rows_are_dead_and_long_rows_are_not_with_and_without_activations(t
         data = json.loads(run(capsys, "compare", *folders, "--json", "--draws", 1, *more)[1])
         assert (data["d_sae"], data["n_live"]) == ([N + 3, N], [N, N])
         assert data["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
-    assert compute_pwmcc(*(load_sae(folder) for folder in folders)).value == pytest.approx(1, abs=1e-5)
+    assert compute_pwmcc(load_sae(folders[0]), load_sae(folders[1])).value == pytest.approx(1, abs=1e-5)
     code, out, _ = run(capsys, "sae", "score", *folders, "--shard-dir", samples, "--json")
     assert (code, json.loads(out)["pwmcc"]["value"]) == (0, pytest.approx(1, abs=1e-5))
 
