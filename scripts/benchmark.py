@@ -1,12 +1,15 @@
 """Speed as a ratio against peers, measured side by side in one run.
 
-    python scripts/benchmark.py [transformer|sae] [--rounds 7] [--device cpu] [--out results/benchmarks]    (default: both)
+    python scripts/benchmark.py [transformer|sae|matching] [--rounds 7] [--device cpu] [--out results/benchmarks]
+
+Without a name, `transformer` and `sae`.
 
 `transformer`: one full-batch training step (forward, float64 cross-entropy at the last position, backward, AdamW) of our
 last-position path and of TransformerLens' HookedTransformer on the same weights, for both layouts. The two are
 interleaved, the figure is the median over rounds, and their losses must agree.
 `sae`: one step of every architecture against SAELens, dictionary_learning and sparsify (`pip install husai[bench]`); see
 benchmark_sae.py beside this. With `--device cuda`: SAEs per GPU-hour against SAELens run one by one; see benchmark_gpu.py.
+`matching`: time, memory and gap of one-to-one matchings of up to 65,536 atoms; see benchmark_matching.py.
 """
 
 import json
@@ -19,6 +22,7 @@ from typing import Annotated, Any, Literal
 import typer
 from benchmark_gpu import benchmark as gpu
 from benchmark_gpu import require_device
+from benchmark_matching import benchmark as matching
 from benchmark_sae import benchmark as sae
 from benchmark_sae import interleaved
 
@@ -94,7 +98,7 @@ def transformer(rounds: int, p: int, out: Path) -> bool:
 
 @exits
 def main(
-    what: Annotated[Literal["transformer", "sae", "both"], typer.Argument(help="what to measure")] = "both",
+    what: Annotated[Literal["transformer", "sae", "both", "matching"], typer.Argument(help="what to measure")] = "both",
     rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
     p: Annotated[int, typer.Option(help="modulus")] = 113,
     device: Annotated[str, typer.Option(help="where SAEs are trained: cpu, cuda or cuda:N")] = "cpu",
@@ -102,6 +106,8 @@ def main(
 ) -> int:
     """Run the benchmarks and write their tables."""
     require_device(device)
+    if what == "matching":
+        return 0 if matching(out) else 1
     fine = what == "sae" or transformer(rounds, p, out)
     if what != "transformer":
         fine = (sae(rounds, out) if device == "cpu" else gpu(device, rounds, out)) and fine

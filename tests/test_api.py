@@ -251,5 +251,5 @@ def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
 
 def test_a_model_that_the_sae_was_not_trained_on_is_told(model, trained):
     stranger = replace(trained[0], meta={**trained[0].meta, "model_name": "another"})
-    with pytest.warns(UserWarning, match="trained on another, not add-p59-0"):
+    with pytest.raises(HusaiError, match="was trained on model another, but the activations are of model add-p59-0"):
         husai.compute_fourier_overlap(stranger, model, "resid_post")

@@ -1,5 +1,6 @@
 """The benchmark of SAEs on tiny problems: its figures are there and right, and it refuses what it cannot do."""
 
+import csv
 import math
 from pathlib import Path
 
@@ -70,3 +71,31 @@ def test_a_device_that_is_not_there_is_refused(scripts, monkeypatch):
         gpu.require_device("cuda")
     with pytest.raises(HusaiError, match="must be cpu, cuda or cuda:N"):
         gpu.require_device("tpu")
+
+
+def test_matchings_of_large_dictionaries(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import benchmark_matching as matching
+
+    for kind, copied in matching.SHARED.items():
+        A, B = matching.dictionaries(kind, 200)
+        best = (A @ B.T).max(1).values
+        assert torch.allclose(A.norm(dim=1), torch.ones(200))
+        assert float((best > 0.8).float().mean()) == pytest.approx(copied, abs=0.02)
+        assert float((best[: round(200 * copied)] - matching.COSINE).abs().max()) < 0.08 if copied else True
+    monkeypatch.setattr(matching, "in_fresh_process", matching.measured)
+    monkeypatch.setattr(matching, "AT", 60)
+    assert not matching.benchmark(tmp_path, (30, 60)), "so few cosines take less memory than all the rest"
+    rows = list(csv.DictReader((tmp_path / "matching.csv").read_text().splitlines()))
+    assert [(row["atoms"], row["dictionaries"]) for row in rows] == [
+        (n, k) for n in ("30", "60") for k in matching.SHARED
+    ]
+    for row in rows:
+        assert abs(float(row["above_exact"])) <= float(row["gap"]) + 1e-6
+        assert float(row["all_cosines_mib"]) == 4 * int(row["atoms"]) ** 2 / 2**20
+        assert float(row["wall_s"]) > 0
+    assert (tmp_path / "matching.md").read_text().count("noisy copy |") == 2
+    fine = {"atoms": 60, "cpu_s": 19.0, "peak_mib": 24.0, "all_cosines_mib": 100.0}
+    assert matching.on_target([fine])
+    assert not matching.on_target([fine, fine | {"cpu_s": 21.0}])
+    assert not matching.on_target([fine | {"peak_mib": 26.0}])

@@ -1,25 +1,27 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from husai.activations import extract
 from husai.analysis.matching import max_cosine, pwmcc
+from husai.api import compute_pwmcc
 from husai.cli import main
 from husai.comparison import compare
 from husai.errors import HusaiError
 from husai.runs import LoadedModel
 from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
-from husai.samples import Samples, samples_of_model
+from husai.samples import Samples, samples_of_model, samples_of_store
 from husai.seeding import generator
-from husai.stores import StoreWriter
+from husai.stores import StoreWriter, open_store
 
 N, D = 12, 16
 
@@ -223,6 +225,103 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+WRITERS = {"SAELens": sae_lens, "sparsify": sparsify, "dictionary_learning": dictionary_learning}
+WEIGHTS = {
+    "SAELens": ("W_enc", "b_enc", "W_dec", "b_dec"),
+    "sparsify": ("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
+    "dictionary_learning": ("encoder.weight", "encoder.bias", "decoder.weight", "bias"),
+}
+
+
+def spoilt(folder: Path, tensor: str) -> Path:
+    """The folder, with one NaN in one tensor."""
+    path = next(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt"))
+    found = torch.load(path) if path.suffix == ".pt" else load_file(path)
+    found[tensor] = found[tensor].clone()  # encoder and decoder may be one tensor
+    found[tensor][(0,) * found[tensor].ndim] = torch.nan
+    torch.save(found, path) if path.suffix == ".pt" else save_file(found, path)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "tensor"), [(kind, tensor) for kind, own in WEIGHTS.items() for tensor in own])
+def test_nan_in_any_weight_of_any_format_is_one_sentence(tmp_path, capsys, kind, tensor):
+    good, broken = sparsify(tmp_path / "good", directions(N, D, 0)), WRITERS[kind](tmp_path / "b", directions(N, D, 1))
+    samples = store(tmp_path / "x", torch.randn(20, D, generator=generator("test-x")))
+    assert run(capsys, "compare", good, broken, "--draws", 1)[0] == 0
+    spoilt(broken, tensor)
+    for arguments in (("compare", good, broken), ("sae", "score", broken, "--shard-dir", samples)):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert f"{tensor} holds NaN or infinity" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_zero_rows_are_dead_and_long_rows_are_not_with_and_without_activations(tmp_path, capsys, kind):
+    atoms, lengths = directions(N, D, 0), torch.linspace(0.2, 5, N)[:, None]
+    holed = torch.cat([lengths * atoms, torch.zeros(3, D)])
+    folders = [WRITERS[kind](tmp_path / "holed", holed), WRITERS[kind](tmp_path / "whole", atoms)]
+    x = torch.randn(300, D, generator=generator("test-x"))
+    samples = store(tmp_path / "x", x)
+    for more in ((), ("--shard-dir", samples)):
+        data = json.loads(run(capsys, "compare", *folders, "--json", "--draws", 1, *more)[1])
+        assert (data["d_sae"], data["n_live"]) == ([N + 3, N], [N, N])
+        assert data["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
+    assert compute_pwmcc(load_sae(folders[0]), load_sae(folders[1])).value == pytest.approx(1, abs=1e-5)
+    code, out, _ = run(capsys, "sae", "score", *folders, "--shard-dir", samples, "--json")
+    assert (code, json.loads(out)["pwmcc"]["value"]) == (0, pytest.approx(1, abs=1e-5))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_dictionaries_whose_atoms_are_all_dead(tmp_path, capsys, kind):
+    """Dead by rows of zeros, and by encoders that see only what points away from them."""
+    good, zero = sparsify(tmp_path / "good", torch.eye(D)), WRITERS[kind](tmp_path / "zero", torch.zeros(N, D))
+    silent = WRITERS[kind](tmp_path / "silent", -torch.eye(D))
+    samples = store(tmp_path / "x", torch.rand(30, D, generator=generator("test-x")) + 0.1)
+    assert "zero: all its atoms are dead; every decoder row is 0" in failing(capsys, good, zero)
+    for dead in (zero, silent):
+        said = failing(capsys, good, dead, "--shard-dir", samples)
+        assert f"{dead.name}: all its atoms are dead" in said
+        code, out, err = run(capsys, "sae", "score", dead, "--shard-dir", samples)
+        assert (code, out) == (2, "")
+        assert "a dictionary without live atoms cannot be scored" in err
+    with pytest.raises(HusaiError, match="without live atoms"):
+        compute_pwmcc(load_sae(good), load_sae(zero))
+
+
+def test_numbers_in_memory_that_are_none_and_other_widths_are_refused():
+    good = of(directions(N, D, 0))
+    for name, value in (("W_dec", torch.full((N, D), torch.nan)), ("W_enc", torch.full((N, D), torch.inf))):
+        with pytest.raises(HusaiError, match=f"b: {name} holds NaN or infinity"):
+            compare([good, replace(good, **{name: value})], ["a", "b"], draws=1)
+    with pytest.raises(HusaiError, match="b: its atoms have 8 dimensions"):
+        compare([good, of(directions(N, 8, 0))], ["a", "b"], draws=1)
+    with pytest.raises(HusaiError, match="needs at least 2 SAEs, and 3 for an interval; got 1"):
+        compare([good], ["a"], draws=1)
+
+
+def test_scores_too_refuse_activations_of_another_model_hook_or_width(tmp_path, capsys):
+    hook = "blocks.0.hook_mlp_out"
+    mine = sae_lens(tmp_path / "mine", directions(N, 128, 0), hook_name=hook, model_name="add-p59-0")
+    x = torch.randn(30, 128, generator=generator("test-x"))
+    stores = {name: store(tmp_path / name, x, model_name=name) for name in ("add-p113-0", "other/add-p59-0")}
+    for where, message in (
+        (
+            ("--model", "add-p113-0"),
+            "mine: was trained on model add-p59-0, but the activations are of model add-p113-0",
+        ),
+        (("--model", "add-p59-0", "--hook", "resid_post"), f"the SAEs were trained on {hook}"),
+        (("--shard-dir", stores["add-p113-0"]), "mine: was trained on model add-p59-0, but the activations are of"),
+        (("--shard-dir", store(tmp_path / "embed", x, hook_name="e")), f"mine: was trained on hook {hook}, but"),
+        (("--shard-dir", store(tmp_path / "wide", x.repeat(1, 2))), "mine: encodes 128 dimensions, but"),
+    ):
+        code, out, err = run(capsys, "sae", "score", mine, *where)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+    assert run(capsys, "sae", "score", mine, "--shard-dir", stores["other/add-p59-0"])[0] == 0
+
+
 # --- the numbers ---
 
 
@@ -301,6 +400,78 @@ def test_a_transcoder_on_a_store_has_live_atoms_but_no_null_of_data(tmp_path):
     assert list(found.measures["pwmcc"].nulls) == ["ambient"]
     assert found.measures["activation_matching"].agreement.interval.mean == pytest.approx(1)
     assert "transcoder" in found.notes[0]
+    assert "--target-shard-dir" in found.notes[0]
+
+
+@pytest.fixture
+def transcoded(tmp_path) -> tuple[list[Path], Path, Path]:
+    """Two transcoders of which 8 latents read what inputs hold, and 4 nothing; stores of inputs and of flat targets."""
+    x = torch.rand(200, D, generator=generator("test-x")) + 0.1
+    y = torch.rand(200, 8, generator=generator("test-y")) @ torch.eye(D)[:8]
+    reads = torch.cat([torch.eye(D)[:8], -torch.eye(D)[:4]])
+    saes = [sparsify(tmp_path / f"t{s}", directions(N, D, s), reads, transcode=True) for s in (0, 1)]
+    about = {"model_name": "toy"}
+    return (
+        saes,
+        store(tmp_path / "in", x, hook_name="in", **about),
+        store(tmp_path / "out", y, hook_name="out", **about),
+    )
+
+
+def test_nulls_of_transcoders_are_drawn_from_the_store_of_their_targets(transcoded, tmp_path, capsys):
+    saes, into, out_of = transcoded
+    pair = ("--shard-dir", into, "--target-shard-dir", out_of, "--json", "--draws", 5)
+    code, out, _ = run(capsys, "compare", *saes, *pair)
+    data = json.loads(out)
+    assert code == 0
+    assert data["n_live"] == [8, 8], "latents are those that fire on the inputs"
+    assert list(data["nulls"]) == ["ambient", "data", "data_points"]
+    assert data["nulls"]["ambient"] < data["nulls"]["data"] - 0.05, "targets fill 8 of 16 dimensions, inputs all"
+    assert set(data["measures"]["activation_matching"]["nulls"]) >= {"ambient_relu", "data_points_top_k"}
+    assert data["notes"] == []
+    plain = sparsify(tmp_path / "plain", torch.eye(D)[4:])  # an SAE of the targets, of which only 8 dimensions vary
+    data = json.loads(run(capsys, "compare", *saes, plain, *pair)[1])
+    assert data["n_live"] == [8, 8, 4], "it encodes the targets, not the inputs"
+
+
+def test_stores_that_do_not_belong_to_the_transcoders_are_refused(transcoded, tmp_path, capsys):
+    saes, into, out_of = transcoded
+    y = torch.rand(200, D, generator=generator("test-y"))
+    plain = [sparsify(tmp_path / f"plain{s}", directions(N, D, s)) for s in (0, 1)]
+    holed = torch.where(torch.arange(200)[:, None] == 7, torch.nan, y)
+    named = [json.loads((folder / "cfg.json").read_text()) for folder in saes]
+    assert all(config["transcode"] for config in named)
+    targets = {
+        "narrow": (store(tmp_path / "narrow", y[:, :9], model_name="toy"), f"t0: reconstructs {D} dimensions, but"),
+        "fewer": (store(tmp_path / "fewer", y[:50], model_name="toy"), "rows must be pairs"),
+        "stranger": (store(tmp_path / "stranger", y, model_name="gpt2"), "its model_name is 'gpt2', but that of"),
+        "holed": (store(tmp_path / "holed", holed, model_name="toy"), "row 7 holds NaN"),
+    }
+    for target, message in targets.values():
+        assert message in failing(capsys, *saes, "--shard-dir", into, "--target-shard-dir", target)
+    pair = ("--shard-dir", into, "--target-shard-dir", out_of)
+    assert "plain0: reconstructs what it encodes; leave out --target-shard-dir" in failing(capsys, *plain, *pair)
+    assert "stands beside --shard-dir, which is missing" in failing(capsys, *saes, "--target-shard-dir", out_of)
+
+
+def test_a_transcoder_that_names_its_hooks_is_held_to_them(tmp_path):
+    x = torch.rand(20, D, generator=generator("test-x"))
+    ends = [open_store(store(tmp_path / name, x, hook_name=name)) for name in ("in", "out")]
+
+    def made(**meta: object) -> Dictionary:
+        atoms = directions(N, D, 0)
+        return Dictionary(atoms, lambda x: x @ atoms.T, lambda f: f @ atoms, dict(meta), d_source=D)
+
+    fine = made(hook_name="in", hook_name_out="out")
+    assert samples_of_store([fine], ["a"], *ends).x is not None
+    with pytest.raises(HusaiError, match="a: reconstructs hook in, but the activations are of hook out"):
+        samples_of_store([made(hook_name="in", hook_name_out="in")], ["a"], *ends)
+    with pytest.raises(HusaiError, match="a: was trained on hook out, but the activations are of hook in"):
+        samples_of_store([made(hook_name="out", hook_name_out="out")], ["a"], *ends)
+    notes = compare([fine, of(directions(N, D, 1))], ["a", "b"], draws=1).notes
+    assert not any("different hooks" in note for note in notes)
+    other = replace(of(directions(N, D, 1)), meta={"hook_name": "in"})  # of the hook that the transcoder only reads
+    assert "The SAEs name different hooks: in, out." in compare([fine, other], ["a", "b"], draws=1).notes
 
 
 def test_a_dictionary_that_makes_nan_is_no_dictionary():

@@ -83,7 +83,7 @@ def test_on_a_store_there_is_fit_and_agreement_and_no_truth(run):
         (["nowhere"], "clock", None, "nowhere: is not a SAELens folder"),
         (["run"], None, None, r"needs a model \(--model\) or a store of activations \(--shard-dir\), one of them"),
         (["run"], "clock", "store", "one of them"),
-        (["run"], None, "narrow", "run/seed-0-0: has 128 dimensions, but narrow has 64"),
+        (["run"], None, "narrow", "run/seed-0-0: encodes 128 dimensions, but narrow has 64"),
     ],
 )
 def test_what_does_not_belong_together_is_a_sentence(run, monkeypatch, folders, model, store, message):
@@ -99,7 +99,7 @@ def test_a_store_of_another_hook_and_a_table_that_cannot_be_written_are_sentence
     with StoreWriter(tmp_path / "mlp", {"hook_name": "blocks.0.hook_mlp_out"}) as writer:
         writer.append(torch.randn(64, 128))
     with pytest.raises(
-        HusaiError, match=r"was trained on blocks\.0\.hook_resid_post, but .* is of blocks\.0\.hook_mlp_out"
+        HusaiError, match=r"was trained on hook blocks\.0\.hook_resid_post, but .* of hook blocks\.0\.hook_mlp_out"
     ):
         score_folders([run / "run" / "seed-0-0"], None, shard_dir=tmp_path / "mlp")
     (tmp_path / "file").write_text("")

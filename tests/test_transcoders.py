@@ -162,7 +162,7 @@ def test_a_transcoder_is_scored_on_stores_whose_rows_are_pairs(own, sides, tmp_p
     fewer = store(tmp_path / "fewer", sides[1], WRITES, rows=600)
     for arguments, message in (
         ((mlp, "--shard-dir", into), "needs that of its targets (--target-shard-dir), or a model"),
-        ((tmp_path / "named", *pair), f"was trained on {READS}, but {out_of} is of {WRITES}"),
+        ((tmp_path / "named", *pair), f"reconstructs hook {READS}, but the activations are of hook {WRITES}"),
         ((mlp, "--shard-dir", into, "--target-shard-dir", fewer), "rows must be pairs, shard by shard"),
         ((mlp, "--model", "add-p59-0", "--target-shard-dir", out_of), "stands beside --shard-dir"),
         ((mlp, *pair, "--source-hook", "resid_mid"), "say how a model is read"),
@@ -207,7 +207,7 @@ def test_a_transcoder_is_trained_by_default_from_what_the_mlp_reads_to_what_it_w
 
 
 def store(folder, activations, hook, rows=700):
-    with StoreWriter(folder, {"model_name": "m", "hook_name": hook}, rows_per_shard=rows) as writer:
+    with StoreWriter(folder, {"model_name": "add-p59-0", "hook_name": hook}, rows_per_shard=rows) as writer:
         writer.append(activations.x)
     return folder
 

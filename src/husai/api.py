@@ -81,13 +81,16 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, sou
     """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
     source_hook: what transcoders encode that do not say it. A model that fails the gate is measured against all the same,
-    with a warning. Raises HusaiError if the SAEs name another hook than `hook` (or source_hook), or different ones.
+    with a warning. Raises HusaiError if the SAEs name another model, another hook than `hook` (or source_hook), or
+    different ones.
     """
     if isinstance(model, LoadedModel):
         loaded = model
     else:
         loaded = LoadedModel(model, model.walks if isinstance(model, Recurrent) else Task("add", model.p))
     checked, report = check_gate(loaded, allow_unverified=True)
+    for index, sae in enumerate(saes):
+        require_trained_on(sae, f"SAE {index}", "model_name", checked.name)
     if not report.passed:
         warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
     keys = [(sae, "hook_name_out" if sae.paired else "hook_name") for sae in saes]
@@ -102,11 +105,6 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, sou
     activations = extract(checked, loaded.task, wanted)
     if named - {activations.hook}:
         raise HusaiError(f"hook {wanted}: the SAEs were trained on {', '.join(sorted(named))}; compare them there")
-    others = {str(sae.meta["model_name"]) for sae in saes if sae.meta.get("model_name")} - {checked.name}
-    if others:
-        warnings.warn(
-            f"the SAEs say they were trained on {', '.join(sorted(others))}, not {checked.name}", stacklevel=3
-        )
     width = activations.x.shape[1]
     for sae in saes:
         if sae.d_out != width:
@@ -114,6 +112,17 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, sou
                 f"hook {wanted}: has {width} dimensions, but the SAE has {sae.d_out}; it belongs to another model"
             )
     return Read(activations, checked, [_source(sae, checked, loaded, source_hook) for sae in saes])
+
+
+def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> None:
+    """Raises HusaiError if an SAE says that it is of another model or hook (`key` of its metadata) than the activations.
+
+    The last part of names is compared (pythia-70m of EleutherAI/pythia-70m), in any case.
+    """
+    stated = sae.meta.get(key)
+    if isinstance(stated, str) and stated.rsplit("/", 1)[-1].lower() != wanted.rsplit("/", 1)[-1].lower():
+        what, did = key.split("_")[0], "reconstructs" if key == "hook_name_out" else "was trained on"
+        raise HusaiError(f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}")
 
 
 def _source(
@@ -241,10 +250,12 @@ def compute_pwmcc(
     """Mean signed cosine of the two decoders under their optimal one-to-one matching; |cosine| if codes are signed.
 
     With a model, only atoms that fire somewhere on its grid count, and the nulls are ambient, data and data_points.
-    Without one every atom counts, only `ambient` can be drawn, and codes are signed only if an SAE says so. hook: by default
-    the one the SAEs were trained on. (docs/method.md §Stability)
+    Without one every atom counts whose decoder row is not 0, only `ambient` can be drawn, and codes are signed only if an SAE
+    says so. hook: by default the one the SAEs were trained on. Raises HusaiError for dictionaries without live atoms, or of
+    different width. (docs/method.md §Stability)
     """
-    first, second, names = sae1.atoms, sae2.atoms, DRAWN_NULLS[:1]
+    first, second = (sae.atoms[sae.W_dec.norm(dim=1) > 0] for sae in (sae1, sae2))
+    names = DRAWN_NULLS[:1]
     signed = sae1.signed_codes or sae2.signed_codes
     x = first
     if model is not None:

@@ -207,7 +207,10 @@ def _kept(rows: int, atoms: int) -> Int[Tensor, "kept"]:
 
 
 def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> Live:
-    """Raises HusaiError if no latent is live, or for NaN among the samples or codes."""
+    """Raises HusaiError if no latent is live, or for NaN among weights, samples or codes."""
+    for what, weights in (("W_dec", sae.W_dec), ("W_enc", sae.W_enc)):
+        if weights is not None and not bool(weights.isfinite().all()):
+            raise HusaiError(f"{name}: {what} holds NaN or infinity; its training diverged or it is damaged")
     alive, codes, l0, signed = sae.W_dec.norm(dim=1) > 0, None, 0.0, sae.signed_codes
     if not bool(alive.any()):
         raise HusaiError(f"{name}: all its atoms are dead; every decoder row is 0")
@@ -261,13 +264,17 @@ def _notes(
             "drawn, which any shared covariance exceeds; --model or --shard-dir gives them."
         )
     elif samples.x is None:
-        notes.append("What a transcoder reconstructs is not in the store, so no null but ambient can be drawn.")
+        notes.append(
+            "What a transcoder reconstructs is not in the store, so no null but ambient can be drawn; "
+            "--target-shard-dir gives it."
+        )
     if without := [name for name, one in zip(names, live, strict=True) if one.encoders is None]:
         notes.append(f"shared_fraction is left out: {', '.join(without)} has no encoder matrix.")
-    for key in ("model_name", "hook_name"):
-        stated = {str(sae.meta[key]) for sae in saes if sae.meta.get(key)}
+    for what in ("model", "hook"):
+        keys = [f"{what}_name_out" if what == "hook" and sae.paired else f"{what}_name" for sae in saes]
+        stated = {str(sae.meta[key]) for sae, key in zip(saes, keys, strict=True) if sae.meta.get(key)}
         if len(stated) > 1:
-            notes.append(f"The SAEs name different {key.replace('_name', 's')}: {', '.join(sorted(stated))}.")
+            notes.append(f"The SAEs name different {what}s: {', '.join(sorted(stated))}.")
     if float(gap.max()) > 0:
         notes.append(f"Matched with a certificate: the best matching's pwmcc is larger by at most {gap.max():.1e}.")
     return notes

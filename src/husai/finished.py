@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from husai.api import Score, measured, measured_at, scores_of
+from husai.api import Score, measured, measured_at, require_trained_on, scores_of
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement
 from husai.runs import load_model, reason
 from husai.sae.dictionary import Dictionary
 from husai.sae.formats import sae_folders
-from husai.sae.pairs import Pairs
 from husai.sae.weights import load_sae
-from husai.stores import Store, open_store, sample_rows
+from husai.samples import samples_of_store
+from husai.stores import open_store
 
 TABLE = "scores.csv"
 
@@ -53,7 +53,10 @@ def score_folders(
     if model is None and (hook is not None or source_hook is not None):
         raise HusaiError("sae score: --hook and --source-hook say how a model is read; a store holds one hook")
     if model is not None:
-        measurement = measured(saes, load_model(model, op), hook, source_hook)
+        loaded = load_model(model, op)
+        for folder, sae in zip(folders, saes, strict=True):
+            require_trained_on(sae, str(folder), "model_name", loaded.model.name)
+        measurement = measured(saes, loaded, hook, source_hook)
     else:
         assert shard_dir is not None
         measurement = measured_at(saes, _hook_of(folders, saes, shard_dir, target_shard_dir))
@@ -73,23 +76,9 @@ def _hook_of(
             )
         if not sae.paired and target is not None:
             raise HusaiError(f"{folder}: reconstructs what it encodes; leave out --target-shard-dir")
-        _require_of(folder, store, sae.d_in, sae.meta.get("hook_name"))
-        if target is not None:
-            _require_of(folder, target, sae.d_out, sae.meta.get("hook_name_out"))
-    if target is not None:
-        Pairs(store, target)
-        target.verify()
-    store.verify()
-    x = sample_rows(store)
-    return Hook(x) if target is None else Hook(sample_rows(target), source=x)
-
-
-def _require_of(folder: Path, store: Store, width: int, stated: object) -> None:
-    if width != store.d:
-        raise HusaiError(f"{folder}: has {width} dimensions, but {store.folder} has {store.d}")
-    there = store.of.get("hook_name")
-    if stated and there and stated != there:
-        raise HusaiError(f"{folder}: was trained on {stated}, but {store.folder} is of {there}")
+    samples = samples_of_store(saes, [str(folder) for folder in folders], store, target)
+    assert samples.x is not None
+    return Hook(samples.x) if target is None else Hook(samples.x, source=samples.sources[0])
 
 
 def write_scores(scored: Scored, out: Path) -> Path:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from husai.api import read_at
+from husai.api import read_at, require_trained_on
 from husai.errors import HusaiError
 from husai.runs import LoadedModel
 from husai.sae.dictionary import Dictionary
+from husai.sae.pairs import Pairs
 from husai.stores import Store, sample_rows
 from husai.truth.planes import GroundTruth, find_truth
 
@@ -37,7 +38,8 @@ def samples_of_model(
 
     Raises HusaiError if SAEs say that they are of another model or hook, or are of another width.
     """
-    _require_same_of(saes, names, "model_name", model.model.name)
+    for sae, name in zip(saes, names, strict=True):
+        require_trained_on(sae, name, "model_name", model.model.name)
     read = read_at(model, hook, *saes, source_hook=source_hook)
     x, truth = read.activations.x, None
     if not any(sae.paired for sae in saes):
@@ -46,26 +48,37 @@ def samples_of_model(
     return Samples([x if source is None else source for source in read.sources], x, truth)
 
 
-def samples_of_store(saes: Sequence[Dictionary], names: Sequence[str], store: Store) -> Samples:
-    """Rows that stand for the store. A transcoder encodes them; what it reconstructs is not known then.
+def samples_of_store(
+    saes: Sequence[Dictionary], names: Sequence[str], store: Store, target: Store | None = None
+) -> Samples:
+    """Rows that stand for the store, and those of the target that are their pairs: what transcoders reconstruct.
 
-    Raises HusaiError for a damaged store, and as `samples_of_model`.
+    Transcoders encode the store; SAEs encode what they reconstruct, so the target if there is one. Without a target, what
+    transcoders reconstruct is not known. Raises HusaiError for a damaged store, a target that none reconstructs or whose
+    rows are no pairs, and as `samples_of_model`.
     """
-    for key in ("model_name", "hook_name"):
-        if store.of.get(key):
-            _require_same_of(saes, names, key, str(store.of[key]))
+    if target is not None and not any(sae.paired for sae in saes):
+        raise HusaiError(f"{names[0]}: reconstructs what it encodes; leave out --target-shard-dir")
     for sae, name in zip(saes, names, strict=True):
-        if sae.d_in != store.d:
-            raise HusaiError(f"{name}: encodes {sae.d_in} dimensions, but {store.folder} has {store.d}")
+        encoded = store if sae.paired or target is None else target
+        _require_of(sae, name, encoded, "hook_name", ("encodes", sae.d_in))
+        if sae.paired and target is not None:
+            _require_of(sae, name, target, "hook_name_out", ("reconstructs", sae.d_out))
+    if target is not None:
+        Pairs(store, target)
+        target.verify()
     store.verify()
-    x = sample_rows(store)
-    return Samples([x] * len(saes), None if any(sae.paired for sae in saes) else x)
+    source, x = sample_rows(store), None if target is None else sample_rows(target)
+    if target is None and not any(sae.paired for sae in saes):
+        x = source
+    return Samples([source if sae.paired or x is None else x for sae in saes], x)
 
 
-def _require_same_of(saes: Sequence[Dictionary], names: Sequence[str], key: str, wanted: str) -> None:
-    """Compares the last part of names (pythia-70m of EleutherAI/pythia-70m), in any case."""
-    for sae, name in zip(saes, names, strict=True):
-        stated = sae.meta.get(key)
-        if isinstance(stated, str) and stated.rsplit("/", 1)[-1].lower() != wanted.rsplit("/", 1)[-1].lower():
-            what = key.removesuffix("_name")
-            raise HusaiError(f"{name}: was trained on {what} {stated}, but the activations are of {what} {wanted}")
+def _require_of(sae: Dictionary, name: str, store: Store, hook: str, side: tuple[str, int]) -> None:
+    """Raises HusaiError unless the store is of the SAE's model, hook and width, as far as they are stated."""
+    for key, stated in (("model_name", "model_name"), ("hook_name", hook)):
+        if store.of.get(key):
+            require_trained_on(sae, name, stated, str(store.of[key]))
+    verb, width = side
+    if width != store.d:
+        raise HusaiError(f"{name}: {verb} {width} dimensions, but {store.folder} has {store.d}")

@@ -43,6 +43,34 @@ def test_it_agrees_with_the_exact_matching(n, m, rank, abs):
     assert len(set(found.matching.rows)) == len(set(found.matching.columns)) == min(n, m)
 
 
+def clustered(n, d, seed, spread):
+    """Around 12 centres, which all seeds share."""
+    g = torch.Generator().manual_seed(seed)
+    centres = rows(12, d, 99)[torch.randint(12, (n,), generator=g)]
+    return F.normalize(centres + spread * torch.randn(n, d, generator=g), dim=-1)
+
+
+KINDS = {
+    "clusters": lambda n, seed: clustered(n, 16, seed, 0.1),
+    "tight clusters": lambda n, seed: clustered(n, 16, seed, 0.003),
+    "duplicates": lambda n, seed: clustered(n, 16, seed, 0),
+    "half duplicates": lambda n, seed: torch.cat([clustered(n // 2, 16, seed, 0), rows(n - n // 2, 16, seed)]),
+    "opposites": lambda n, seed: clustered(n, 16, seed, 0.05) * torch.tensor([1, -1]).repeat(n)[:n, None],
+}
+
+
+@pytest.mark.parametrize("abs", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(240, 240), (120, 300), (300, 120)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_many_atoms_are_alike_the_exact_matching_lies_within_the_gap(kind, n, m, abs):
+    A, B = KINDS[kind](n, 1), KINDS[kind](m, 2)
+    found, best = certified_match(A, B, abs=abs), exact(A, B, abs)
+    assert found.gap <= assignment.TOLERANCE
+    assert found.mean <= best + 1e-6
+    assert best <= found.bound + 1e-6
+    assert len(set(found.matching.rows)) == len(set(found.matching.columns)) == min(n, m)
+
+
 def test_duplicates_that_all_want_the_same_partner():
     """300 copies of one atom against one copy and others: the candidates of all rows are the same at first."""
     A = rows(1, 24).repeat(300, 1)
@@ -84,15 +112,15 @@ def test_prices_bound_every_matching_however_bad_they_are(monkeypatch):
 def test_no_more_than_a_block_of_cosines_is_held(monkeypatch):
     A, B, largest = rows(300, 16, 1), rows(250, 16, 2), []
     whole = certified_match(A, B)
-    matmul = torch.Tensor.__matmul__
+    mm = torch.mm
 
-    def watched(first, second):
-        made = matmul(first, second)
+    def watched(first, second, **more):
+        made = mm(first, second, **more)
         largest.append(made.numel())
         return made
 
     monkeypatch.setattr(assignment, "BLOCK", 1000)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    monkeypatch.setattr(torch, "mm", watched)
     parts = certified_match(A, B)
     assert max(largest) <= 1000
     assert np.array_equal(parts.matching.columns, whole.matching.columns)

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from husai.analysis.conformance import DEFINITIONS, cases, conformance
 
 BY_HAND = {
-    "identical": (1, 1, 1),
-    "permuted": (1, 1, 1),
-    "flipped": (0, 1, 1),  # signed, an atom is better off with another than with its mirror image
-    "flipped, one atom each": (-1, 1, 1),
-    "scaled": (1, 1, 1),
-    "duplicates": (1 / 4, 1 / 4, (1 + 1 / 4) / 2),
-    "dead atoms": (1, 1, 1),
-    "unequal numbers": (1, 1, (1 / 2 + 1) / 2),
-    "greedy": (0.5, 0.5, (0.55 + 0.55) / 2),
-    "turned plane": (math.sqrt(1 / 2),) * 3,
-    "orthogonal": (0, 0, 0),
+    "identical": (1, 1, 1, 1),
+    "permuted": (1, 1, 1, 1),
+    "flipped": (0, 1, 1, 0),  # signed, an atom is better off with another than with its mirror image
+    "flipped, one atom each": (-1, 1, 1, 0),
+    "scaled": (1, 1, 1, 1),
+    "duplicates": (1 / 4, 1 / 4, (1 + 1 / 4) / 2, (1 + 1 / 4) / 2),
+    "dead atoms": (1, 1, 1, 1),
+    "unequal numbers": (1, 1, (1 / 2 + 1) / 2, (1 / 2 + 1) / 2),
+    "greedy": (0.5, 0.5, (0.55 + 0.55) / 2, 0),
+    "turned plane": (*(math.sqrt(1 / 2),) * 3, 1),  # .707 is just above the .7 from which atoms count as one
+    "orthogonal": (0, 0, 0, 0),
 }
 REFUSED = ("NaN", "all dead", "other width")
 
@@ -26,6 +26,7 @@ REFUSED = ("NaN", "all dead", "other width")
 def test_our_values_are_those_worked_out_by_hand():
     report = conformance(lambda A, B: 0.0)
     assert [case.name for case in report.cases] == [*BY_HAND, *REFUSED]
+    assert all(len(values) == len(DEFINITIONS) for values in BY_HAND.values())
     for position, name in enumerate(DEFINITIONS):
         for case, outcome in zip(report.cases, report.expected[name], strict=True):
             if case.name in REFUSED:

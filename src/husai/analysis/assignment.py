@@ -23,7 +23,7 @@ MORE = (
 MOST = 256  # pairs a row on average, which bound the memory
 TOLERANCE = 1e-5  # of the mean cosine, at which a matching is good enough
 PASSES = 50  # passes over all cosines at most
-BLOCK = 1 << 22  # cosines held at once
+BLOCK = 1 << 22  # cosines computed at once
 
 
 class Certified(NamedTuple):
@@ -108,14 +108,16 @@ class _Scan(NamedTuple):
 def _scan(A: Tensor, B: Tensor, prices: np.ndarray, paid: np.ndarray, count: int, abs: bool) -> _Scan:
     """paid: c − v of every row's pair. `count` pairs at most are found for a row."""
     v, best, rows, columns, values = torch.from_numpy(prices), [], [], [], []
-    size = max(1, BLOCK // len(B))
+    size = min(max(1, BLOCK // len(B)), len(A))
+    held = torch.empty(2, size, len(B))  # used by every block: new ones each time would leave holes in memory
     for start in range(0, len(A), size):
-        cosines = A[start : start + size] @ B.T
-        reduced = (cosines.abs_() if abs else cosines) - v
-        top = reduced.max(1).values
+        part = A[start : start + size]
+        cosines = torch.mm(part, B.T, out=held[0, : len(part)])
+        reduced = (cosines.abs_() if abs else cosines).sub_(v)
+        top = reduced.amax(1)
         best.append(top.double().numpy())
         some = (top > torch.from_numpy(paid[start : start + size] + 1e-6)).nonzero()[:, 0]
-        at = reduced[some].topk(count, dim=1)
+        at = torch.index_select(reduced, 0, some, out=held[1, : len(some)]).topk(count, dim=1)
         better = at.values > torch.from_numpy(paid[start : start + size])[some, None]
         rows.append((start + some)[:, None].expand_as(better)[better].numpy())
         columns.append(at.indices[better].numpy())

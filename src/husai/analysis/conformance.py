@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.analysis.matching import max_cosine, pwmcc
+from husai.analysis.stability import stability
 from husai.errors import HusaiError
 
 Measure = Callable[[Tensor, Tensor], float]
@@ -41,6 +42,7 @@ DEFINITIONS: dict[str, Measure] = {
     "pwmcc": lambda A, B: pwmcc(live(A), live(B)),
     "pwmcc, absolute": lambda A, B: pwmcc(live(A), live(B), abs=True),
     "max_cosine": lambda A, B: max_cosine(live(A), live(B)),
+    "reappearance": lambda A, B: stability([live(A), live(B)]).reappearance.interval.mean,
 }
 
 

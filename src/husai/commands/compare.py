@@ -32,6 +32,9 @@ def compare(
         str | None, typer.Option(help="operation of a bare weights file: add, sub, mul, div, squares")
     ] = None,
     shard_dir: Annotated[Path | None, typer.Option(help="store of activations, in place of a model")] = None,
+    target_shard_dir: Annotated[
+        Path | None, typer.Option(help="store of what transcoders reconstruct, row by row that of --shard-dir")
+    ] = None,
     draws: Annotated[
         int | None, typer.Option(min=1, help="draws of each null; default 100 up to 256 live atoms, 20 to 1024, else 2")
     ] = None,
@@ -53,6 +56,8 @@ def compare(
         raise HusaiError("compare: takes activations from --model or from --shard-dir, not from both")
     if model is None and (hook or op or source_hook):
         raise HusaiError("compare: --hook, --source-hook and --op say how a --model is read, and there is none")
+    if target_shard_dir is not None and shard_dir is None:
+        raise HusaiError("compare: --target-shard-dir stands beside --shard-dir, which is missing")
     folders = sae_folders(saes)
     names, opened = [str(folder) for folder in folders], [load_sae(folder) for folder in folders]
     with console.warnings_said(), console.progress(json) as bar:
@@ -60,7 +65,8 @@ def compare(
         if model is not None:
             samples = samples_of_model(opened, names, load_model(model, op), hook, source_hook)
         elif shard_dir is not None:
-            samples = samples_of_store(opened, names, open_store(shard_dir))
+            target = None if target_shard_dir is None else open_store(target_shard_dir)
+            samples = samples_of_store(opened, names, open_store(shard_dir), target)
         line = bar.add_task("comparing", total=None, figures="")
         found = compare_saes(opened, names, samples, draws=draws, progress=lambda what: bar.update(line, figures=what))
     written = []
@@ -81,7 +87,7 @@ def compare(
 def _show(found: "Comparison") -> None:
     table = Table(title="SAEs", title_justify="left", box=None, pad_edge=False)
     for name in ("", "SAE", "architecture", "atoms", "live", "in no other", "in all others"):
-        table.add_column(name, justify="left" if name in ("", "SAE", "architecture") else "right")
+        table.add_column(name, justify="left" if name in ("", "SAE", "architecture") else "right", overflow="fold")
     for i, (name, count) in enumerate(zip(found.labels, found.counts, strict=True)):
         alone, everywhere = (f"{(count == times).mean():.1%}" for times in (0, len(found.names) - 1))
         row = (str(i), name, found.kinds[i], str(found.d_sae[i]), str(found.n_live[i]), alone, everywhere)

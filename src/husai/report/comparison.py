@@ -12,7 +12,10 @@ import numpy as np
 from husai.errors import HusaiError
 from husai.report.figures.canvas import STYLE, heat_map
 
-SHORT = 28  # letters of a name beside a matrix
+SHORT = 28  # letters of a name beside a matrix; of longer ones the middle is left out
+PAGE = 11.0  # inches that the matrices of a row fill at most
+FEW = 8  # SAEs up to which a matrix has large fields
+DIRECTED = {"reappearance": "\n(row's atoms in column's)"}  # measures whose two directions differ
 
 
 def write_comparison(
@@ -42,18 +45,24 @@ def _table(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 
 
 def _draw(data: Mapping[str, Any], labels: Sequence[str], measures: Sequence[str], out: Path) -> list[Path]:
-    """One matrix a measure, each with its mean and chance levels underneath."""
-    side = max(1.6, 0.34 * len(data["saes"]))
+    """One matrix a measure, in as many rows as the page needs, each with its mean and chance levels underneath."""
+    side = max(1.6, (0.34 if len(labels) <= FEW else 0.26) * len(labels))
+    rows = -(-len(measures) // max(1, int(PAGE / side)))
+    columns = -(-len(measures) // rows)
+    short = [name if len(name) <= SHORT else f"{name[: SHORT // 2 - 1]}…{name[-SHORT // 2 :]}" for name in labels]
     written = []
     with plt.rc_context(cast(Any, STYLE)):
-        figure, axes = plt.subplots(1, len(measures), figsize=(side * len(measures) + 1.4, side + 0.9), squeeze=False)
-        for ax, name in zip(axes[0], measures, strict=True):
+        size = (side * columns + 1.4, (side + 0.9) * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for ax in axes.flat[len(measures) :]:
+            ax.set_axis_off()
+        for ax, name in zip(axes.flat, measures, strict=False):
             found = data["measures"][name]
             chance = [f"{null.replace('_', ' ')} {level['mean']:.2f}" for null, level in found["nulls"].items()]
             heat_map(ax, np.array(data[name]), "\n".join([f"mean {found['mean']:.2f}", *chance]))
-            ax.set_title(name.replace("_", " "))
-        short = [name if len(name) <= SHORT else f"…{name[1 - SHORT :]}" for name in labels]
-        axes[0][0].set_yticks(range(len(short)), [f"{name}  {i}" for i, name in enumerate(short)])
+            ax.set_title(name.replace("_", " ") + DIRECTED.get(name, ""))
+        for line in axes:
+            line[0].set_yticks(range(len(short)), [f"{name}  {i}" for i, name in enumerate(short)])
         for suffix in ("png", "pdf"):
             written.append(out / f"matrix.{suffix}")
             figure.savefig(written[-1], dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
