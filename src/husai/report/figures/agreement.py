@@ -24,6 +24,7 @@ from husai.report.figures.canvas import (
     step_axis,
 )
 from husai.report.results import NULLS, CellView, SuiteResults
+from husai.report.text import has
 
 
 def stability_matrices(results: SuiteResults) -> Figure:
@@ -114,9 +115,11 @@ def tiers(results: SuiteResults, cells: Sequence[CellView]) -> Figure:
     cells = [cell for cell in reversed(cells) if not cell.control]
     gaps = np.cumsum([0, *(a.place != b.place for a, b in pairwise(cells))])
     places = np.arange(len(cells)) + 0.7 * gaps
-    figure, axes = plt.subplots(1, len(TIER_PANELS), figsize=(9.4, 0.24 * places[-1] + 1.6), sharey=True)
+    panels = [panel for panel in TIER_PANELS if any(has(cell, metric) for cell in cells for metric in panel[1])]
+    size = (2.35 * len(panels), 0.24 * places[-1] + 1.6)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     seen: set[str] = set()
-    for ax, (title, metrics, absent) in zip(axes, TIER_PANELS, strict=True):
+    for ax, (title, metrics, absent) in zip(axes[0], panels, strict=True):
         for y, cell in zip(places, cells, strict=True):
             metric = next((name for name in metrics if not np.isnan(cell.value(name).mean)), None)
             if metric is None:
@@ -144,11 +147,13 @@ def tiers(results: SuiteResults, cells: Sequence[CellView]) -> Figure:
         ax.set_xticks((0, 0.5, 1))
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-    axes[0].set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
+    axes[0][0].set_yticks(places, [f"{cell.place} · {cell.label}" for cell in cells])
     point = {"color": SCORE, "marker": "o", "ms": 4.5, "ls": ""}
     handles = [Line2D([], [], **point, label="score, 95%"), Line2D([], [], **point, mfc="white", label="not converged")]
     handles += [
         Line2D([], [], color=c, marker="|", ms=9, mew=1.8, ls="", label=n) for n, c in RUNG_COLORS.items() if n in seen
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=7, handletextpad=0.3, columnspacing=1.2)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2 * len(panels) - 1, handletextpad=0.3, columnspacing=1.2
+    )
     return figure

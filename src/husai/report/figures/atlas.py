@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.analysis.stats import Interval
+from husai.analysis.verdict import STABLE
 from husai.report.figures.canvas import GREY, INK, star
 from husai.report.results import CellView, SuiteResults
 from husai.report.settings import line_name, lines
 
-FAIR = ("data", "data_points", "surrogate_trained")  # rungs that an SAE can reach without having found a feature
 NAN = float("nan")
 
 
@@ -25,8 +25,8 @@ class Found(NamedTuple):
 
 
 def beyond(results: SuiteResults, cell: CellView) -> Found:
-    """pwmcc minus the highest of the rungs `FAIR`."""
-    levels = {name: level for name, level in results.rungs(cell).items() if name in FAIR}
+    """pwmcc minus the highest of the rungs `STABLE`."""
+    levels = {name: level for name, level in results.rungs(cell).items() if name in STABLE}
     if not levels:
         return Found(NAN)
     score, highest = cell.value("pwmcc"), max(levels.values(), key=lambda level: level.mean)
@@ -48,10 +48,10 @@ def _first(*metrics: str) -> Callable[[SuiteResults, CellView], Found]:
 
 
 BLOCKS: tuple[tuple[str, Callable[[SuiteResults, CellView], Found], str], ...] = (
-    ("agreement beyond\nthe highest rung", beyond, "RdBu"),
-    ("true atoms\n(planted: gt_mcc)", _first("gt_mcc", "true_atoms"), "YlGn"),
-    ("planes", _first("subspace_recovered"), "YlGn"),
-    ("answers", _first("answer_overlap"), "YlGn"),
+    ("agreement\nbeyond the\nhighest rung", beyond, "RdBu"),
+    ("truth found\n(gt_mcc, or\ntrue atoms)", _first("gt_mcc", "true_atoms"), "YlGn"),
+    ("atoms of\nan answer", _first("true_answer"), "YlGn"),
+    ("true planes\nrecovered", _first("subspace_recovered"), "YlGn"),
 )
 
 
@@ -67,7 +67,7 @@ def atlas(results: SuiteResults) -> Figure:
     figure, axes = plt.subplots(1, len(asked), figsize=(width, 0.19 * len(rows) + 1.7), sharey=True, squeeze=False)
     for ax, (title, _, colors, found) in zip(axes[0], asked, strict=True):
         _block(ax, list(rows.values()), places, found, colors)
-        ax.set_title(title)
+        ax.set_title(title, fontsize=7)
     names = [line_name(own) for own in rows.values()]
     axes[0][0].set_yticks(range(len(rows)), names)
     figure.supxlabel(
