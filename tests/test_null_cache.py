@@ -113,7 +113,7 @@ def test_numbers_of_live_atoms_and_the_code_count(tmp_path, monkeypatch):
     drawing, cache = Drawing(), NullCache(tmp_path)
     cache.draws(KEY, (3, 4, 5), 2, drawing)
     cache.draws(KEY, (3, 4, 6), 2, drawing)
-    monkeypatch.setattr(null_cache, "_code", lambda: "changed")
+    monkeypatch.setattr(null_cache, "CODE", "changed")
     cache.draws(KEY, (3, 4, 5), 2, drawing)
     assert len(drawing.asked) == 3
 

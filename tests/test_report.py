@@ -178,8 +178,10 @@ def test_the_atlas_holds_a_number_for_every_cell(grown):
         text for text in ax.texts if text.get_position() == (places.index(cell.place), names.index(cell.setting))
     ]
     shown = f"{beyond(grown, cell).value:.2f}".replace("0.", ".")
-    assert text.get_text().rstrip("*") == shown
+    assert text.get_text().rstrip("*†") == shown
     assert text.get_text().endswith("*") == (not cell.converged)
+    marked = cell.converged and not grown.surrogate_of(cell).converged
+    assert text.get_text().endswith("†") == marked
 
 
 def test_beyond_is_held_against_the_highest_fair_rung(results, monkeypatch):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from husai.analysis.matching import cosines, match
+from husai.analysis.stability import best_match
 from husai.analysis.stats import Interval, seed_interval
 
 STRATA = 3  # groups of atoms of like firing rate, within which alone atoms are compared
@@ -84,8 +84,7 @@ class _Partners(NamedTuple):
 
 
 def _partners(A: Tensor, B: Tensor, abs: bool) -> _Partners:
-    similarity = cosines(A, B)
-    found = match(np.abs(similarity) if abs else similarity)
+    found = best_match(A, B, abs=abs).matching
     place, cosine = np.full(len(A), -1), np.full(len(A), np.nan)
     place[found.rows], cosine[found.rows] = found.columns, found.cosines
     return _Partners(place, cosine)

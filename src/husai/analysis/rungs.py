@@ -3,13 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from husai.analysis.nulls import DRAWN_NULLS, sampler
 from husai.analysis.rotated import plane_rotated
+from husai.analysis.stability import stability
+from husai.seeding import generator
 from husai.truth.planes import GroundTruth
+
+SCORES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "reappear_in_all")  # of a draw, in this order
 
 
 class Drawn(NamedTuple):
@@ -56,3 +61,13 @@ def rungs(
     sizes = [len(own) for own in atoms]
     found = {null: directions(null, x, sizes) for null in DRAWN_NULLS}
     return found if truth is None else found | {"plane_rotated": turned(atoms, encoders, truth)}
+
+
+def drawn(rung: Rung, name: str, draws: int, *, abs: bool) -> Float[np.ndarray, "draws seeds seeds scores"]:
+    """`SCORES` of so many draws; the last is one of single dictionaries, repeated along its row. abs: as for `stability`."""
+    tables = []
+    for r in range(draws):
+        one = stability(*rung(generator(f"null-{name}", 0, r)), abs=abs)
+        alone = np.repeat(one.everywhere[:, None], len(one.everywhere), axis=1)
+        tables.append(np.stack([*(one.known[metric].both for metric in SCORES[:-1]), alone], axis=-1))
+    return np.stack(tables)

@@ -6,12 +6,12 @@ What a draw depends on is hashed, code and all; an entry that cannot be trusted 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from husai.errors import HusaiError
 from husai.runs import reason
 
 DRAWING_CODE = ("analysis", "sae/topk.py", "seeding.py")  # of the package; a change here makes other draws
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 Compute = Callable[[tuple[int, ...], int], Float[np.ndarray, "draws seeds seeds *scores"]]
 
@@ -71,10 +71,9 @@ class NullKey:
     seed: int = 0
 
     def text(self, n_live: tuple[int, ...]) -> str:
-        return json.dumps({**asdict(self), "n_live": n_live, "code": _code()}, sort_keys=True)
+        return json.dumps({**asdict(self), "n_live": n_live, "code": CODE}, sort_keys=True)
 
 
-@cache
 def _code() -> str:
     """Hash of the code that draws and scores nulls, and the version of torch, whose random streams it uses."""
     root, digest = Path(husai.__file__).parent, hashlib.sha256(torch.__version__.encode())
@@ -82,6 +81,9 @@ def _code() -> str:
         for path in sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / name]:
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+CODE = _code()  # as imported, whatever becomes of the files while a sweep runs
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class NullCache:
 
 def _entries(folder: Path, name: str) -> Iterator[tuple[Path, int]]:
     """Files of one key with the number of draws that each should hold, fewest first."""
-    held = [(int(path.stem.rsplit("-", 1)[1]), path) for path in folder.glob(f"{name}-*.npz")]
-    return ((path, count) for count, path in sorted(held))
+    found = [(re.fullmatch(rf"{name}-(\d+)", path.stem), path) for path in folder.glob(f"{name}-*.npz")]
+    return ((path, count) for count, path in sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _read(path: Path, text: str, shape: tuple[int, int, int]) -> np.ndarray | None:

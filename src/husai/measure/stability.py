@@ -12,7 +12,6 @@ from jaxtyping import Float
 from husai.analysis.agreement import Agreement
 from husai.analysis.calibration import calibration
 from husai.analysis.functional import functional
-from husai.analysis.matching import pwmcc
 from husai.analysis.nulls import (
     CODED_NULLS,
     DRAWN_NULLS,
@@ -24,9 +23,8 @@ from husai.analysis.nulls import (
     sampler,
 )
 from husai.analysis.recovery import TRUE
-from husai.analysis.rungs import Rung, directions, turned
-from husai.analysis.stability import activation_matching, stability
-from husai.analysis.stats import seed_interval
+from husai.analysis.rungs import SCORES, directions, drawn, turned
+from husai.analysis.stability import activation_matching, best_match, stability
 from husai.analysis.subspace_stability import subspace_stability
 from husai.analysis.symmetry import Shifts, aligned, shifted, spaced
 from husai.config import AnalysisConfig
@@ -36,7 +34,7 @@ from husai.measure.null_cache import NullCache, NullKey
 from husai.measure.rows import Measurement, Row, null_rows, pair_rows, per_seed
 from husai.seeding import generator
 
-SCORES = ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "reappear_in_all")  # in draws of nulls
+NAN = float("nan")
 FREQUENT = 1e-3  # firing rate from which an atom counts for the figures named "frequent"
 
 
@@ -47,43 +45,46 @@ def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int
     found = members.stability
     for metric, one in found.known.items():
         pair_rows(result, metric, one.both)
-    per_seed(result, "reappear_in_all", found.everywhere.tolist())
+    _everywhere_rows(result, found.everywhere)
     shares = [(fit.energy[fit.live] / fit.energy.sum()).numpy() for fit in members.fits]
     pair_rows(result, "pwmcc_energy_weighted", weighted(found.pwmcc, shares))
     live = zip(members.atoms, members.fits, strict=True)
     frequent = [atoms[fit.firing_rate[fit.live] >= FREQUENT] for atoms, fit in live]
     if min(len(atoms) for atoms in frequent) > 0:
         per_seed(result, "n_frequent", [float(len(atoms)) for atoms in frequent])
-        pair_rows(result, "pwmcc_frequent", pairwise(frequent, partial(pwmcc, abs=members.signed)))
+        best = partial(best_match, abs=members.signed)
+        pair_rows(result, "pwmcc_frequent", pairwise(frequent, lambda A, B: best(A, B).matching.cosines.mean()))
     for null in DRAWN_NULLS:
         key = NullKey(null, hook.fingerprint.under(null), SCORES, members.signed, null)
 
         def compute(n_live: tuple[int, ...], count: int, null: str = null) -> np.ndarray:
-            return _drawn(directions(null, hook.x, n_live), null, count, members.signed)
+            return drawn(directions(null, hook.x, n_live), null, count, abs=members.signed)
 
         _level_rows(result, null, cache.draws(key, members.n_live, draws, compute))
     if hook.truth is not None:
-        turn = turned(members.atoms, members.encoders or None, hook.truth)
-        _level_rows(result, "plane_rotated", _drawn(turn, "plane_rotated", draws, members.signed))
+        encoders = None if hook.source is not None else members.encoders or None
+        turn = turned(members.atoms, encoders, hook.truth)
+        kept = tuple(name for name in SCORES if encoders is not None or name != "shared_fraction")
+        _level_rows(result, "plane_rotated", drawn(turn, "plane_rotated", draws, abs=members.signed), kept)
 
 
-def _drawn(rung: Rung, name: str, draws: int, signed: bool) -> Float[np.ndarray, "draws seeds seeds scores"]:
-    """`SCORES` of so many draws; the last is one of single dictionaries, repeated along its row."""
-    tables = []
-    for r in range(draws):
-        one = stability(*rung(generator(f"null-{name}", 0, r)), abs=signed)
-        alone = np.repeat(one.everywhere[:, None], len(one.everywhere), axis=1)
-        tables.append(np.stack([*(one.known[metric].both for metric in SCORES[:-1]), alone], axis=-1))
-    return np.stack(tables)
+def _everywhere_rows(result: Measurement, shares: Float[np.ndarray, "seeds"]) -> None:
+    """Without an interval: every seed's share rests on all seeds, so that they are no independent values."""
+    result.rows += [Row("reappear_in_all", "", float(share), seed=seed) for seed, share in enumerate(shares)]
+    result.rows.append(Row("reappear_in_all", "", float(shares.mean()), n=len(shares)))
 
 
-def _level_rows(result: Measurement, null: str, drawn: Float[np.ndarray, "draws seeds seeds scores"]) -> None:
-    """The chance levels of the scores that were taken."""
+def _level_rows(
+    result: Measurement,
+    null: str,
+    table: Float[np.ndarray, "draws seeds seeds scores"],
+    kept: tuple[str, ...] = SCORES,
+) -> None:
+    """The chance levels of the scores that were taken, of those `kept`."""
     for position, metric in enumerate(SCORES[:-1]):
-        if metric in result.matrices:
-            null_rows(result, metric, null, NullScore.of(drawn[..., position]))
-    everywhere = drawn[..., 0, -1].mean(1)
-    result.rows.append(Row("reappear_in_all", null, *seed_interval(everywhere), n=len(drawn)))
+        if metric in result.matrices and metric in kept:
+            null_rows(result, metric, null, NullScore.of(table[..., position]))
+    result.rows.append(Row("reappear_in_all", null, float(table[..., 0, -1].mean()), n=len(table)))
 
 
 def weighted(found: Agreement, weights: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "seeds seeds"]:
@@ -111,16 +112,17 @@ def code_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) 
         pair_rows(result, metric, one.matrix)
     l0 = float(np.mean([fit.l0 for fit in members.fits]))
     for null in CODED_NULLS if draws else ():
-        draw, drawn = coded_sampler(null, hook.x, l0), {metric: [] for metric in found}
+        draw, levels = coded_sampler(null, hook.x, l0), {metric: [] for metric in found}
         for r in range(draws):
             stream = generator(f"null-{null}", 0, r)
             dictionaries = [draw(n, stream) for n in members.n_live]
             matched = stability([one.atoms for one in dictionaries], abs=members.signed).pwmcc
             ask = asked and (linear or r == 0)
             for metric, one in alike(dictionaries, hook, matched, signed=members.signed, asked=ask).items():
-                drawn[metric].append(one.matrix)
-        for metric, matrices in drawn.items():
-            null_rows(result, metric, null, NullScore.of(np.stack(matrices)))
+                levels[metric].append(one.matrix)
+        for metric, matrices in levels.items():
+            few = NullScore.of(np.stack(matrices))._replace(low=NAN, high=NAN)  # so few draws have no quantiles
+            null_rows(result, metric, null, few)
 
 
 def alike(coded: Sequence[Coded], hook: Hook, matched: Agreement, *, signed: bool, asked: bool) -> dict[str, Agreement]:

@@ -53,5 +53,5 @@ def predicts(results: SuiteResults) -> str:
     rows = [
         [*named(one.cell), one.cell.tier, one.missing or interval(one.auc), f"{one.share_true:.1%}"] for one in found
     ]
-    table = markdown(["hook", "SAE", "tier", "AUC", "true atoms"], rows)
+    table = markdown(["hook", "SAE", "tier", "AUC", "partners true"], rows)
     return f"## Does agreement predict truth?{heading(results.cells)}\n\n{MEANING}\n{table}\n"

@@ -66,8 +66,12 @@ def _panel(ax: Axes, cells: Sequence[CellView], metrics: Sequence[str], hand: Ha
     for cell, metric in known:
         drawn = {null: level for null, level in cell.nulls(metric).items() if rung(null) in DRAWN}
         if drawn:
-            steps, levels = cell.curve(metric, max(drawn, key=lambda null: drawn[null].mean))
-            ax.plot(steps, [level.mean for level in levels], color=GREY, lw=0.5, alpha=0.7, zorder=1)
+            highest: dict[int, float] = {}
+            for null in drawn:
+                for step, level in zip(*cell.curve(metric, null), strict=True):
+                    highest[step] = max(level.mean, highest.get(step, level.mean))
+            steps = sorted(highest)
+            ax.plot(steps, [highest[step] for step in steps], color=GREY, lw=0.5, alpha=0.7, zorder=1)
         steps, values = cell.curve(metric)
         color = hand.color(cell)
         taken = {"marker": ".", "ms": 2.5, "mew": 0, "lw": 1 if len(steps) > 2 else 0.4, "label": cell.label}
