@@ -681,6 +681,30 @@ def test_without_causes_a_model_is_not_asked(clock):
     assert {"functional", "true_atoms"} <= metrics
 
 
+def test_encoders_that_read_elsewhere_are_not_turned_with_the_planes(clock):
+    """Those of transcoders lie in another space, here of another width."""
+    hook = replace(clock, source=torch.randn(len(clock.x), 5, generator=generator("test-source")))
+    elsewhere = torch.randn(12, 5, generator=generator("test-encoders"))
+
+    def reading(one: Dictionary) -> Dictionary:
+        return Dictionary(one.W_dec, lambda _: one.encode(clock.x), one.decode, {}, W_enc=elsewhere[: len(one.W_dec)])
+
+    rows = overall(
+        measure(Members.of([reading(one) for one in ideal(clock)], hook, causes=False), hook, ANALYSIS, final=True)
+    )
+    assert ("shared_fraction", "data") in rows
+    assert ("pwmcc", "plane_rotated") in rows
+    assert ("shared_fraction", "plane_rotated") not in rows
+
+
+def test_shares_that_rest_on_all_seeds_have_no_interval_and_few_draws_no_quantiles(final):
+    rows = overall(final)
+    for key in (("reappear_in_all", ""), ("reappear_in_all", "data"), ("activation_matching", "data_relu")):
+        assert math.isnan(rows[key].low)
+        assert math.isnan(rows[key].high)
+    assert math.isfinite(rows["activation_matching", ""].low)
+
+
 def test_draws_kept_on_disk_give_the_same_rows(clock, tmp_path):
     members = Members.of(ideal(clock), clock, causes=False)
     plain = measure(members, clock, ANALYSIS, final=True)
