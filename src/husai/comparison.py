@@ -241,7 +241,7 @@ def _activations(live: Sequence[Live], x: Tensor | None, signed: bool, draws: in
     l0, nulls = float(np.mean([one.l0 for one in live])), {}
     for null in CODED_NULLS if x is not None else ():
         assert x is not None
-        draw, drawn = coded_sampler(null, x, l0), []
+        draw, drawn = coded_sampler(null, x, l0, signed=signed), []
         for r in range(min(draws, CODED_DRAWS)):
             stream = generator(f"null-{null}", 0, r)
             codes = [draw(len(one.atoms), stream).codes for one in live]

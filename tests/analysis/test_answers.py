@@ -247,3 +247,15 @@ def test_a_random_transformer_holds_no_answers(fresh, null):
     found = null_scores(null, fresh(p=23), task, "resid_post")
     assert np.nanmean(found.selectivity) < 0.25
     assert found.overlap.max() < 0.9
+
+
+def test_signs_of_codes_do_not_count(clock):
+    """Every second atom is turned round, and its code with it: the same latents."""
+    hooks, task, atoms, codes = clock
+    signs = torch.where(torch.arange(29) % 2 == 0, 1.0, -1.0)
+    found = scores_at(codes * signs, atoms * signs[:, None], hooks["mlp_out"].x, task)
+    assert found.specificity == pytest.approx(np.ones(29), abs=1e-4)
+    assert found.overlap == pytest.approx(np.ones(29), abs=1e-4)
+    assert found.nearest_answer.tolist() == list(range(29))
+    mixed = scores_at(codes - codes.roll(1, 1), atoms, hooks["mlp_out"].x, task)
+    assert mixed.specificity == pytest.approx(np.full(29, 0.5), abs=1e-4)

@@ -246,3 +246,15 @@ def test_adjustment_is_refused_where_a_null_leaves_no_room():
 @pytest.mark.parametrize(("value", "p"), [(0.05, 1.0), (0.25, 3 / 5), (0.3, 3 / 5), (0.31, 2 / 5), (9.0, 1 / 5)])
 def test_monte_carlo_p_by_hand(value, p):
     assert monte_carlo_p(value, np.array([0.1, 0.2, 0.3, 0.4])) == pytest.approx(p)
+
+
+def test_codes_with_signs_are_held_against_codes_with_signs():
+    """The largest by magnitude, and nothing rectified: half of all codes are negative."""
+    x, rows = clustered(), torch.arange(1)
+    for null in ("data_relu", "data_top_k", "data_pursued"):
+        atoms, codes = coded_sampler(null, x, 3, signed=True)(50, generator("test"))
+        assert (codes < 0).float().mean() > 0.2 * (codes != 0).float().mean()
+        assert not (coded_sampler(null, x, 3)(50, generator("test")).codes < 0).any()
+    atoms, codes = coded_sampler("data_top_k", x, 3, signed=True)(50, generator("test"))
+    projections = ((x - x.mean(0)).float() @ atoms.T)[rows]
+    assert codes[rows].abs().sum() == pytest.approx(projections.abs().topk(3).values.sum().item())

@@ -19,7 +19,7 @@ class AnswerScores(NamedTuple):
 
     selectivity: η², the share of the code's variance that is a function of the answer; nan if the code never varies.
     specificity: largest share of the code's sum that falls on one answer; nan if the code is 0 throughout.
-    overlap: largest cosine of the atom with a centred answer mean.
+    overlap: largest cosine of the atom with a centred answer mean. Both by magnitude where any code is below 0.
     best_answer: the answer of `specificity`. nearest_answer: that of `overlap`. Both −1 where there is none.
     """
 
@@ -49,9 +49,13 @@ def answer_scores(
     if len(answers) == 0 or not 0 <= int(answers.min()) <= int(answers.max()) < n:
         raise HusaiError(f"answers: every sample needs one from 0 to {n - 1}")
     counts = answers.bincount(minlength=n)[:, None].double()
+    signed = bool((codes < 0).any())
     selectivity, share = _of_codes(codes.double(), answers, counts)
+    if signed:
+        _, share = _of_codes(codes.double().abs(), answers, counts)
     specificity, best = share.max(0)
-    overlap, nearest = (atoms.double() @ answer_directions(x, answers, n).T).max(1)
+    alike = atoms.double() @ answer_directions(x, answers, n).T
+    overlap, nearest = (alike.abs() if signed else alike).max(1)
     silent = specificity.isnan()
     return AnswerScores(
         selectivity=selectivity.numpy(),

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from husai.analysis.stats import pair_mean
+from husai.sae.abstopk import keep_extremes
 from husai.sae.topk import keep_largest
 from husai.seeding import generator
 
@@ -67,13 +68,16 @@ class Coded(NamedTuple):
     codes: Float[Tensor, "samples n"]
 
 
-def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callable[[int, torch.Generator], Coded]:
+def coded_sampler(
+    null: str, x: Float[Tensor, "samples d"], l0: float, *, signed: bool = False
+) -> Callable[[int, torch.Generator], Coded]:
     """The function (n, generator) → n atoms of a rung and their codes, f = ReLU((x − x̄)·atom), for scores of codes.
 
     ambient_relu, data_relu, data_points_relu: atoms of the rung named. data_top_k, data_points_top_k: of whose codes each
     sample keeps its k largest, k being the observed `l0` rounded, at least 1, at most n. ambient_pursued,
     data_pursued, data_points_pursued: atoms of the rung named, and codes that reconstruct, by k steps of matching pursuit
-    (at most 32). (docs/method.md §Chance)
+    (at most 32). signed: nothing is rectified, and the largest are those by magnitude, as for SAEs whose codes have signs.
+    (docs/method.md §Chance)
     """
     assert null in (*CODED_NULLS, *PURSUED_NULLS), null
     draw = sampler(null.removesuffix("_relu").removesuffix("_top_k").removesuffix("_pursued"), x)
@@ -82,21 +86,29 @@ def coded_sampler(null: str, x: Float[Tensor, "samples d"], l0: float) -> Callab
     def coded(n: int, g: torch.Generator) -> Coded:
         atoms = draw(n, g)
         if null.endswith("_pursued"):
-            return Coded(atoms, pursue(centred, atoms, min(LONGEST_PURSUIT, max(1, round(l0)))))
+            return Coded(atoms, pursue(centred, atoms, min(LONGEST_PURSUIT, max(1, round(l0))), signed=signed))
         projections = centred @ atoms.T
         if null.endswith("_top_k"):
-            return Coded(atoms, keep_largest(projections, min(n, max(1, round(l0)))))
-        return Coded(atoms, projections.relu())
+            keep = keep_extremes if signed else keep_largest
+            return Coded(atoms, keep(projections, min(n, max(1, round(l0)))))
+        return Coded(atoms, projections if signed else projections.relu())
 
     return coded
 
 
-def pursue(centred: Float[Tensor, "samples d"], atoms: Float[Tensor, "n d"], steps: int) -> Float[Tensor, "samples n"]:
-    """Codes ≥ 0 of matching pursuit (Mallat & Zhang 1993): each step adds the unit atom that takes most off what is left."""
+def pursue(
+    centred: Float[Tensor, "samples d"], atoms: Float[Tensor, "n d"], steps: int, *, signed: bool = False
+) -> Float[Tensor, "samples n"]:
+    """Codes of matching pursuit (Mallat & Zhang 1993): each step adds the unit atom that takes most off what is left.
+
+    They are ≥ 0 unless `signed`.
+    """
     codes, left = centred.new_zeros(len(centred), len(atoms)), centred.clone()
     for _ in range(steps):
-        amounts, best = (left @ atoms.T).max(1)
-        amounts = amounts.relu()
+        projections = left @ atoms.T
+        best = (projections.abs() if signed else projections).argmax(1)
+        amounts = projections.gather(1, best[:, None])[:, 0]
+        amounts = amounts if signed else amounts.relu()
         codes.scatter_add_(1, best[:, None], amounts[:, None])
         left -= amounts[:, None] * atoms[best]
     return codes

@@ -57,7 +57,7 @@ def reading_rows(result: Measurement, members: Members, hook: Hook, *, draws: in
         return
     size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
     for null in CODED_NULLS:
-        draw = coded_sampler(null, hook.x, l0)
+        draw = coded_sampler(null, hook.x, l0, signed=members.signed)
         drawn = (draw(size, generator(f"reading-{null}", index)) for index in range(draws))
         levels = [read(coded.codes, coded.atoms, hook).figures for coded in drawn]
         for metric in found[0]:
@@ -78,7 +78,7 @@ def causal_rows(result: Measurement, members: Members, hook: Hook, *, draws: int
         return
     size, l0 = max(members.n_live), float(np.mean([fit.l0 for fit in members.fits]))
     for null in PURSUED_NULLS:
-        draw = coded_sampler(null, hook.site.x, l0)
+        draw = coded_sampler(null, hook.site.x, l0, signed=members.signed)
         drawn = (draw(size, generator(f"causes-{null}", index)) for index in range(draws))
         levels = [cause_of_coded(coded, hook) for coded in drawn]
         for metric in metrics:
@@ -86,7 +86,7 @@ def causal_rows(result: Measurement, members: Members, hook: Hook, *, draws: int
             result.rows.append(Row(metric, null, *values, n=draws))
     if "rotation" in metrics:
         for null in CODED_NULLS:
-            draw = coded_sampler(null, hook.site.x, l0)
+            draw = coded_sampler(null, hook.site.x, l0, signed=members.signed)
             drawn = (draw(size, generator(f"rotation-{null}", index)) for index in range(draws))
             values = seed_interval(np.array([rotation_of_coded(coded, hook) for coded in drawn]))
             result.rows.append(Row("rotation", null, *values, n=draws))

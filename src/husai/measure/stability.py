@@ -112,7 +112,7 @@ def code_rows(result: Measurement, members: Members, hook: Hook, *, draws: int) 
         pair_rows(result, metric, one.matrix)
     l0 = float(np.mean([fit.l0 for fit in members.fits]))
     for null in CODED_NULLS if draws else ():
-        draw, levels = coded_sampler(null, hook.x, l0), {metric: [] for metric in found}
+        draw, levels = coded_sampler(null, hook.x, l0, signed=members.signed), {metric: [] for metric in found}
         for r in range(draws):
             stream = generator(f"null-{null}", 0, r)
             dictionaries = [draw(n, stream) for n in members.n_live]
