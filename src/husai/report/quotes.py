@@ -223,6 +223,11 @@ class Cells:
     def converged(self) -> "Cells":
         return self._judge("converged", "", (), lambda cell: cell.converged)
 
+    @property
+    def settled(self) -> "Cells":
+        """Those that have converged, and whose surrogates have."""
+        return self._judge("converged, as its surrogate", "", (), lambda c: c.converged and c.surrogate.converged)
+
     def without(self, others: "Cells") -> "Cells":
         """The rest."""
         left_out = {cell._view.run_id for cell in others}
