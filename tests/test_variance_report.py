@@ -1,5 +1,6 @@
 """The sources of variance in a summary: designs whose effects are known, and suites that are none."""
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_saes_that_share_seeds_are_no_independent_draws():
     said = caveats(suite(cell("m0", "a")))
     assert any("1 of 1 cells SAEs share init seeds" in text for text in said)
     assert not any("share" in text for text in caveats(suite(cell("m0", "a", seeds=[(0, 0), (1, 1)]))))
+
+
+def test_the_first_member_is_told_from_others_of_its_init_seed():
+    results = suite(cell("m0", "a"))
+    seeds = [{"run_id": "a", "init_seed": init, "data_seed": data} for init, data in SEEDS]
+    atoms = pd.DataFrame(
+        [one | {"atom": atom, "energy": 10 * i + atom} for i, one in enumerate(seeds) for atom in (0, 1)]
+    )
+    found = replace(results, atoms=atoms).first_seed_atoms(results.cells[0])
+    assert {atom: row["energy"] for atom, row in found.items()} == {0: 0, 1: 1}
 
 
 def test_models_are_planned_as_the_outer_unit():
