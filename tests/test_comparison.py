@@ -326,6 +326,15 @@ def test_scores_too_refuse_activations_of_another_model_hook_or_width(tmp_path, 
 # --- the numbers ---
 
 
+def test_where_a_tail_can_be_fitted_its_p_stands_beside_the_counted_one():
+    same = [of(directions(N, D, 0)) for _ in range(2)]
+    few, many = (compare(same, ["a", "b"], draws=count).to_json()["measures"]["pwmcc"]["nulls"] for count in (20, 60))
+    assert set(few["ambient"]) == {"mean", "low", "high", "draws", "p", "z"}
+    assert few["ambient"]["z"] > 5
+    assert many["ambient"]["p"] == pytest.approx(1 / 61)
+    assert many["ambient"]["p_fitted"] < 1 / 61
+
+
 def test_matrices_are_those_of_the_definitions_and_their_intervals_of_the_jackknife():
     atoms = [directions(N + seed, 4, seed) for seed in range(4)]
     found = compare([of(one) for one in atoms], list("abcd"), draws=2)
