@@ -98,9 +98,9 @@ def read_at(
         loaded = model
     else:
         loaded = LoadedModel(model, model.walks if isinstance(model, Recurrent) else Task("add", model.p))
-    checked, report = check_gate(loaded, allow_unverified=True)
     for sae, name in zip(saes, names or [f"SAE {index}" for index in range(len(saes))], strict=True):
-        require_trained_on(sae, name, "model_name", checked.name)
+        require_trained_on(sae, name, "model_name", loaded.model.name)
+    checked, report = check_gate(loaded, allow_unverified=True)
     if not report.passed:
         warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
     keys = [(sae, "hook_name_out" if sae.paired else "hook_name") for sae in saes]
