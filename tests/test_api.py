@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import husai
 from husai.analysis.fit import evaluate_fit
 from husai.analysis.nulls import CODED_NULLS, PURSUED_NULLS
+from husai.api import require_trained_on
 from husai.errors import HusaiError
 from husai.sae.callables import of_callables
 from husai.sae.dictionary import Dictionary
@@ -250,6 +251,46 @@ def test_a_model_that_fails_the_gate_is_used_with_a_warning(model):
 
 
 def test_a_model_that_the_sae_was_not_trained_on_is_told(model, trained):
-    stranger = replace(trained[0], meta={**trained[0].meta, "model_name": "another"})
-    with pytest.raises(HusaiError, match="was trained on model another, but the activations are of model add-p59-0"):
-        husai.compute_fourier_overlap(stranger, model, "resid_post")
+    stranger = replace(trained[0], meta={**trained[0].meta, "model_name": "mul-p113-0/surrogate-0"})
+    said = "was trained on model mul-p113-0/surrogate-0, but the activations are of model add-p59-0"
+    for score in (husai.compute_fourier_overlap, husai.score):
+        with pytest.raises(HusaiError, match=said):
+            score(stranger, model, "resid_post")
+
+
+@pytest.mark.parametrize(
+    ("stated", "wanted", "verdict"),
+    [
+        ("add-p113-0", "mul-p113-0", "refused"),
+        ("add-p113-0/permuted-1", "mul-p113-0", "refused"),
+        ("clock/surrogate-0", "add-p113-0/surrogate-0", "warned"),
+        ("m1", "model", "warned"),
+        ("add-p113-0", "mine", "warned"),
+        ("transformer_best", "add-p113-0", "warned"),
+        ("EleutherAI/pythia-70m", "gpt2", "warned"),
+        ("unnamed", "add-p113-0", "silent"),
+        ("add-p113-0", "unnamed", "silent"),
+        ("add-p113-0/surrogate-0", "add-p113-0", "silent"),
+        ("other/ADD-p113-0", "add-p113-0", "silent"),
+        ("clock/surrogate-0", "runs/clock/permuted-3", "silent"),
+    ],
+)
+def test_models_are_refused_only_where_names_tell_them_apart(stated, wanted, verdict):
+    sae = dictionary(random_atoms(4, 8, 0), model_name=stated)
+    said = rf"it: was trained on model {stated}, but the activations are of model {wanted}"
+    if verdict == "refused":
+        with pytest.raises(HusaiError, match=f"{said}$"):
+            require_trained_on(sae, "it", "model_name", wanted)
+    elif verdict == "warned":
+        with pytest.warns(UserWarning, match=f"{said}; their names alone") as caught:
+            require_trained_on(sae, "it", "model_name", wanted)
+        assert len(caught) == 1
+    else:
+        require_trained_on(sae, "it", "model_name", wanted)
+
+
+def test_a_hook_has_no_controls():
+    sae = dictionary(random_atoms(4, 8, 0), hook_name="blocks.0.hook_mlp_out")
+    require_trained_on(sae, "it", "hook_name", "blocks.0.hook_mlp_out")
+    with pytest.raises(HusaiError, match="it: was trained on hook"):
+        require_trained_on(sae, "it", "hook_name", "unnamed")

@@ -216,8 +216,9 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys):
     x = torch.randn(9, D, generator=generator("test-x"))
     foreign = store(tmp_path / "foreign", x, model_name="gpt2")
     named = [sae_lens(tmp_path / str(i), directions(N, D, i), model_name="EleutherAI/pythia-70m") for i in (0, 1)]
-    said = failing(capsys, *named, "--shard-dir", foreign)
-    assert "was trained on model EleutherAI/pythia-70m, but the activations are of model gpt2" in said
+    code, _, said = run(capsys, "compare", *named, "--shard-dir", foreign, "--draws", 2)
+    assert code == 0
+    assert said.count("was trained on model EleutherAI/pythia-70m, but the activations are of model gpt2;") == 2
     x[3, 3] = torch.nan
     damaged = store(tmp_path / "damaged", x)
     assert "row 3 holds NaN" in failing(capsys, good, other, "--shard-dir", damaged)
@@ -323,6 +324,15 @@ def test_scores_too_refuse_activations_of_another_model_hook_or_width(tmp_path, 
 
 
 # --- the numbers ---
+
+
+def test_where_a_tail_can_be_fitted_its_p_stands_beside_the_counted_one():
+    same = [of(directions(N, D, 0)) for _ in range(2)]
+    few, many = (compare(same, ["a", "b"], draws=count).to_json()["measures"]["pwmcc"]["nulls"] for count in (20, 60))
+    assert set(few["ambient"]) == {"mean", "low", "high", "draws", "p", "z"}
+    assert few["ambient"]["z"] > 5
+    assert many["ambient"]["p"] == pytest.approx(1 / 61)
+    assert many["ambient"]["p_fitted"] < 1 / 61
 
 
 def test_matrices_are_those_of_the_definitions_and_their_intervals_of_the_jackknife():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from husai.analysis.matching import agreement
+from husai.analysis.matching import max_cosine, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, null_matrices, sampler
 from husai.errors import HusaiError
 from husai.measure import null_cache
@@ -22,6 +22,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator("test-null-cache", seed))
 
 
+def both(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+    return pwmcc(A, B), max_cosine(A, B)
+
+
 class Drawing:
     """Real draws, and what was asked of it."""
 
@@ -31,7 +35,7 @@ class Drawing:
 
     def __call__(self, n_live: tuple[int, ...], count: int) -> np.ndarray:
         self.asked.append((n_live, count))
-        return null_matrices(self.draw, n_live, agreement, draws=count, purpose="test-null-cache")
+        return null_matrices(self.draw, n_live, both, draws=count, purpose="test-null-cache")
 
 
 # --- what is drawn once ---

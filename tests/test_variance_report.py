@@ -1,5 +1,6 @@
 """The sources of variance in a summary: designs whose effects are known, and suites that are none."""
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_agreement_is_told_by_what_a_pair_shares():
     assert "2 init seeds × 2 data orders × 2 models" in text
 
 
-def test_precision_is_a_factor_and_a_difference_by_model():
+def test_precision_is_a_difference_by_model_and_no_factor():
     several = [cell("m0", "a"), cell("m1", "b"), cell("m0", "c", 0.1), cell("m1", "d", 0.3)]
     results = suite(*several, precisions={"c": "fp32/bf16", "d": "fp32/bf16"})
     (design,) = designs(results)
@@ -71,7 +72,16 @@ def test_precision_is_a_factor_and_a_difference_by_model():
     change = design.lowering("explained_variance")["fp32/bf16"]
     assert change.mean == pytest.approx(0.2)
     assert change.high - change.mean == pytest.approx(12.7062 * 0.1, rel=1e-4), "t with one degree of freedom"
-    assert "less fp32/fp32" in variance_section(results)
+    text = variance_section(results)
+    assert "less fp32/fp32" in text
+    assert "| fp32/fp32, sd by" in text
+    assert "| fp32/bf16, sd by" in text
+    assert set(design.factors) == {INIT, DATA, MODEL}
+    found = [design.components("explained_variance", at) for at in (0, 1)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert [parts[MODEL,].mean ** 2 for parts in found] == pytest.approx([0, 0.02]), "of shifts .1 and .3"
+    assert [parts[INIT,].mean ** 2 for parts in found] == pytest.approx([2, 2])
     assert sum("fp32/bf16" in one.label for one in results.cells) == 2
 
 
@@ -86,6 +96,16 @@ def test_saes_that_share_seeds_are_no_independent_draws():
     said = caveats(suite(cell("m0", "a")))
     assert any("1 of 1 cells SAEs share init seeds" in text for text in said)
     assert not any("share" in text for text in caveats(suite(cell("m0", "a", seeds=[(0, 0), (1, 1)]))))
+
+
+def test_the_first_member_is_told_from_others_of_its_init_seed():
+    results = suite(cell("m0", "a"))
+    seeds = [{"run_id": "a", "init_seed": init, "data_seed": data} for init, data in SEEDS]
+    atoms = pd.DataFrame(
+        [one | {"atom": atom, "energy": 10 * i + atom} for i, one in enumerate(seeds) for atom in (0, 1)]
+    )
+    found = replace(results, atoms=atoms).first_seed_atoms(results.cells[0])
+    assert {atom: row["energy"] for atom, row in found.items()} == {0: 0, 1: 1}
 
 
 def test_models_are_planned_as_the_outer_unit():

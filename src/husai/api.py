@@ -1,5 +1,6 @@
 """The scores as plain functions of SAEs and models, each beside its chance levels."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, measure
 from husai.models import Model
 from husai.recurrent.model import Recurrent
+from husai.resources import reference_names
 from husai.runs import LoadedModel, check_gate, load_model
 from husai.sae.callables import Array, Function, of_callables
 from husai.sae.dictionary import Dictionary
@@ -27,6 +29,8 @@ from husai.truth.planes import find_truth
 
 DRAWS = 5
 UNIT = ("pwmcc", "fourier_overlap", "decoder_overlap", "gt_mcc", "true_", "subspace_", "rotation", "spliced_accuracy")
+CONTROL = re.compile(r"/(surrogate|permuted)-\d+$")
+UNNAMED = "unnamed"  # of a model in memory
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,26 @@ class Read(NamedTuple):
     sources: list[Float[Tensor, "samples d_in"] | None]
 
 
-def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, source_hook: str | None = None) -> Read:
+def read_at(
+    model: Model | LoadedModel,
+    hook: str | None,
+    *saes: Dictionary,
+    source_hook: str | None = None,
+    names: Sequence[str] = (),
+) -> Read:
     """The grid at `hook`, or at the hook that the SAEs say they reconstruct. `model` as a Transformer is taken to add.
 
-    source_hook: what transcoders encode that do not say it. A model that fails the gate is measured against all the same,
-    with a warning. Raises HusaiError if the SAEs name another model, another hook than `hook` (or source_hook), or
-    different ones.
+    source_hook: what transcoders encode that do not say it. names: of the SAEs, for messages; by default their places. A
+    model that fails the gate is measured against all the same, with a warning. Raises HusaiError if the SAEs name another
+    hook than `hook` (or source_hook), or different ones, and as `require_trained_on`.
     """
     if isinstance(model, LoadedModel):
         loaded = model
     else:
         loaded = LoadedModel(model, model.walks if isinstance(model, Recurrent) else Task("add", model.p))
+    for sae, name in zip(saes, names or [f"SAE {index}" for index in range(len(saes))], strict=True):
+        require_trained_on(sae, name, "model_name", loaded.model.name)
     checked, report = check_gate(loaded, allow_unverified=True)
-    for index, sae in enumerate(saes):
-        require_trained_on(sae, f"SAE {index}", "model_name", checked.name)
     if not report.passed:
         warnings.warn(f"model {checked.name} is not verified: {report.failures()}", stacklevel=3)
     keys = [(sae, "hook_name_out" if sae.paired else "hook_name") for sae in saes]
@@ -117,12 +127,25 @@ def read_at(model: Model | LoadedModel, hook: str | None, *saes: Dictionary, sou
 def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> None:
     """Raises HusaiError if an SAE says that it is of another model or hook (`key` of its metadata) than the activations.
 
-    The last part of names is compared (pythia-70m of EleutherAI/pythia-70m), in any case.
+    Models are compared by `model_of`. They are refused if both are reference models; other names are names of folders and
+    files, which say too little, so that there is a UserWarning, and nothing for a model without a name.
     """
-    stated = sae.meta.get(key)
-    if isinstance(stated, str) and stated.rsplit("/", 1)[-1].lower() != wanted.rsplit("/", 1)[-1].lower():
-        what, did = key.split("_")[0], "reconstructs" if key == "hook_name_out" else "was trained on"
-        raise HusaiError(f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}")
+    stated, what = sae.meta.get(key), key.split("_")[0]
+    if not isinstance(stated, str):
+        return
+    pair = {model_of(stated), model_of(wanted)} if what == "model" else {stated.lower(), wanted.lower()}
+    if len(pair) == 1 or (what == "model" and UNNAMED in pair):
+        return
+    did = "reconstructs" if key == "hook_name_out" else "was trained on"
+    said = f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}"
+    if what == "hook" or pair <= {*reference_names()}:
+        raise HusaiError(said)
+    warnings.warn(f"{said}; their names alone do not say whether these are two models", stacklevel=2)
+
+
+def model_of(name: str) -> str:
+    """The model behind a name: add-p113-0 of add-p113-0/surrogate-1, pythia-70m of EleutherAI/pythia-70m; in lower case."""
+    return CONTROL.sub("", name).rsplit("/", 1)[-1].lower()
 
 
 def _source(
@@ -198,10 +221,17 @@ def _of_functions(encode: Any, decode: Any, W_dec: Any, signed_codes: bool) -> l
 
 
 def measured(
-    saes: Sequence[Dictionary], model: Model | LoadedModel, hook: str | None = None, source_hook: str | None = None
+    saes: Sequence[Dictionary],
+    model: Model | LoadedModel,
+    hook: str | None = None,
+    source_hook: str | None = None,
+    names: Sequence[str] = (),
 ) -> Measurement:
-    """All figures of SAEs at one hook of a model, those of each and those over all. Raises as `score`."""
-    read = read_at(model, hook, *saes, source_hook=source_hook)
+    """All figures of SAEs at one hook of a model, those of each and those over all. names: as of `read_at`.
+
+    Raises as `score`.
+    """
+    read = read_at(model, hook, *saes, source_hook=source_hook, names=names)
     find_truth(read.activations)
     if len({source_hook or sae.meta.get("hook_name") if sae.paired else None for sae in saes}) > 1:
         raise HusaiError("score: SAEs that encode different activations (transcoders, say) are scored one by one")

@@ -17,6 +17,7 @@ from husai.analysis.nulls import CODED_NULLS, NullScore, adjusted, coded_sampler
 from husai.analysis.rungs import Rung, directions, rungs
 from husai.analysis.stability import activation_matching, stability
 from husai.analysis.stats import Interval, monte_carlo_p, pair_interval
+from husai.analysis.tails import tail_p, z_score
 from husai.analysis.verdict import rung_sentence
 from husai.errors import HusaiError
 from husai.measure.rows import MIN_P_DRAWS
@@ -49,16 +50,21 @@ class Measured:
                 "low": null.low,
                 "high": null.high,
                 "draws": len(null.draws),
-                **(
-                    {"p": monte_carlo_p(self.agreement.interval.mean, null.draws)}
-                    if len(null.draws) >= MIN_P_DRAWS
-                    else {}
-                ),
+                **_chance(self.agreement.interval.mean, null.draws),
             }
             for name, null in self.nulls.items()
         }
         rescaled = {name: None if found is None else found._asdict() for name, found in self.adjusted.items()}
         return {**self.agreement.interval._asdict(), "nulls": nulls, "adjusted": rescaled}
+
+
+def _chance(observed: float, draws: Float[np.ndarray, "draws"]) -> dict[str, float]:
+    """The counted p, z where the draws vary, and p_fitted where the tail can be fitted; nothing of too few draws."""
+    if len(draws) < MIN_P_DRAWS:
+        return {}
+    steps, tail = z_score(observed, draws), tail_p(observed, draws)
+    found = {"p": monte_carlo_p(observed, draws)} | ({"z": steps} if steps == steps else {})
+    return found | ({"p_fitted": tail.p} if tail.how == "fitted" else {})
 
 
 @dataclass(frozen=True)

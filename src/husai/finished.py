@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from husai.api import Score, measured, measured_at, require_trained_on, scores_of
+from husai.api import Score, measured, measured_at, scores_of
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement
 from husai.runs import load_model, reason
@@ -53,10 +53,7 @@ def score_folders(
     if model is None and (hook is not None or source_hook is not None):
         raise HusaiError("sae score: --hook and --source-hook say how a model is read; a store holds one hook")
     if model is not None:
-        loaded = load_model(model, op)
-        for folder, sae in zip(folders, saes, strict=True):
-            require_trained_on(sae, str(folder), "model_name", loaded.model.name)
-        measurement = measured(saes, loaded, hook, source_hook)
+        measurement = measured(saes, load_model(model, op), hook, source_hook, [str(folder) for folder in folders])
     else:
         assert shard_dir is not None
         measurement = measured_at(saes, _hook_of(folders, saes, shard_dir, target_shard_dir))

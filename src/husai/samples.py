@@ -36,11 +36,9 @@ def samples_of_model(
 ) -> Samples:
     """The grid at the hook, by default the one that the SAEs were trained on. source_hook: what transcoders encode.
 
-    Raises HusaiError if SAEs say that they are of another model or hook, or are of another width.
+    Raises HusaiError as `read_at`: if SAEs say that they are of another model or hook, or are of another width.
     """
-    for sae, name in zip(saes, names, strict=True):
-        require_trained_on(sae, name, "model_name", model.model.name)
-    read = read_at(model, hook, *saes, source_hook=source_hook)
+    read = read_at(model, hook, *saes, source_hook=source_hook, names=names)
     x, truth = read.activations.x, None
     if not any(sae.paired for sae in saes):
         with suppress(HusaiError):  # a hook without any Fourier family has none

@@ -47,27 +47,16 @@ def pwmcc(
     B: Float[Tensor, "n_B d"],
     *,
     abs: bool = False,
-    weights: tuple[Float[np.ndarray, "n_A"], Float[np.ndarray, "n_B"]] | None = None,
 ) -> float:
     """Pairwise mean correlation coefficient: mean cosine under the optimal one-to-one matching.
 
     Signed by default, because ReLU codes give atoms a sign; `abs=True` takes |cosine| (Song et al. 2025), as atoms of
-    signed codes need. With
-    `weights` (one array a dictionary), each matched pair counts by the sum of its two weights.
+    signed codes need.
     """
-    found = match(cosines(A, B, abs=abs))
-    if weights is None:
-        return float(found.cosines.mean())
-    pair = weights[0][found.rows] + weights[1][found.columns]
-    return float((pair * found.cosines).sum() / pair.sum())
+    return float(match(cosines(A, B, abs=abs)).cosines.mean())
 
 
 def max_cosine(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"]) -> float:
     """Mean of each atom's best |cosine|, averaged over both directions; many-to-one, so duplicates inflate it."""
     similarity = cosines(A, B, abs=True)
     return float((similarity.max(1).mean() + similarity.max(0).mean()) / 2)
-
-
-def agreement(A: Float[Tensor, "n_A d"], B: Float[Tensor, "n_B d"], *, abs: bool = False) -> tuple[float, float]:
-    """(pwmcc, max_cosine), as null draws need them together."""
-    return pwmcc(A, B, abs=abs), max_cosine(A, B)

@@ -320,10 +320,10 @@ class SuiteResults:
             return data[name] if name in data.files else None
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
-        """Rows of the atom table of a cell's first seed, by atom."""
-        own = self.atoms[self.atoms["run_id"] == cell.run_id]
-        first = min(own["init_seed"])
-        return {int(row["atom"]): row for row in rows_of(own) if row["init_seed"] == first}
+        """Rows of the atom table of a cell's first member, by atom: those of its init seed and its data seed."""
+        own = rows_of(self.atoms[self.atoms["run_id"] == cell.run_id])
+        first = own[0]["init_seed"], own[0]["data_seed"]
+        return {int(row["atom"]): row for row in own if (row["init_seed"], row["data_seed"]) == first}
 
 
 def _low_precisions(costs: Path) -> dict[str, str]:

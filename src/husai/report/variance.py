@@ -22,7 +22,8 @@ SCORES = (
 PAIRS = ("pwmcc", "max_cosine", "shared_fraction", "activation_matching", "functional", "shifted")
 INIT, DATA, MODEL, PRECISION = "init seed", "data order", "model", "precision"
 FP32 = "fp32/fp32"
-EXPLAINED = """SAEs cross the factors named. First table: the standard deviation that each factor, or several beyond what
+EXPLAINED = """SAEs cross the factors named. First, a table a precision: the
+standard deviation that each factor, or several beyond what
 each does alone, brings to a score of single SAEs, with 95% intervals; the last row includes what no factor explains. Means
 and the tables below have models as the unit: intervals are t intervals over models. Second: pairs of one model that share no
 seed, one or the other; the last two columns are differences, model by model.
@@ -49,12 +50,11 @@ class Design:
 
     @property
     def factors(self) -> dict[str, int]:
-        """Those that have several levels, and how many."""
+        """Random ones that have several levels, and how many; precisions are chosen, so that each is taken by itself."""
         found = {
             INIT: len(self.inits),
             DATA: len(self.orders),
             MODEL: len(self.models),
-            PRECISION: len(self.precisions),
         }
         return {name: levels for name, levels in found.items() if levels > 1}
 
@@ -69,21 +69,25 @@ class Design:
     def shape(self) -> tuple[int, int, int, int]:
         return len(self.models), len(self.precisions), len(self.inits), len(self.orders)
 
-    def components(self, score: str) -> dict[Factors, Interval] | None:
-        """Standard deviation that every set of factors brings, with its interval; None where the score does not vary."""
+    def components(self, score: str, at: int = 0) -> dict[Factors, Interval] | None:
+        """Standard deviation that every set of factors brings, with its interval; None where the score does not vary.
+
+        at: place of the precision.
+        """
         values = self.values(score)
-        if values is None or not np.isfinite(values).all() or np.ptp(values) < 1e-9:
+        if values is None:
             return None
-        axes = (MODEL, PRECISION, INIT, DATA)
-        values = values.transpose([axes.index(name) for name in (INIT, DATA, MODEL, PRECISION)])
+        values = values[:, at].transpose(1, 2, 0)
+        if not np.isfinite(values).all() or np.ptp(values) < 1e-9:
+            return None
         found = crossed_components(values.squeeze(), tuple(self.factors))
         return {name: Interval(*(max(part, 0.0) ** 0.5 for part in component)) for name, component in found.items()}
 
-    def over_models(self, score: str) -> Interval:
-        """Mean with its interval; models are the outer unit."""
+    def over_models(self, score: str, at: int = 0) -> Interval:
+        """Mean with its interval; models are the outer unit. at: place of the precision."""
         values = self.values(score)
         assert values is not None
-        return seed_interval(values.mean((1, 2, 3)))
+        return seed_interval(values[:, at].mean((1, 2)))
 
     def lowering(self, score: str) -> dict[str, Interval]:
         """For every precision but the first: the score there less that in the first, of the same seeds; over models."""
@@ -121,18 +125,19 @@ def variance_section(results: SuiteResults) -> str:
 
 def _text(design: Design) -> str:
     extent = " × ".join(f"{levels} {name}s" for name, levels in design.factors.items())
-    tables = [_spread_table(design), _agreement_table(design)]
+    extent += f", {len(design.precisions)} {PRECISION}s" if len(design.precisions) > 1 else ""
+    tables = [*(_spread_table(design, at) for at in range(len(design.precisions))), _agreement_table(design)]
     if len(design.precisions) > 1:
         tables.append(_precision_table(design))
     return "\n".join([f"\n### {design.title}: {extent}\n", *tables])
 
 
-def _spread_table(design: Design) -> str:
-    found = {score: parts for score in SCORES if (parts := design.components(score)) is not None}
-    rows = [["mean", *(interval(design.over_models(score), 4) for score in found)]]
+def _spread_table(design: Design, at: int) -> str:
+    found = {score: parts for score in SCORES if (parts := design.components(score, at)) is not None}
+    rows = [["mean", *(interval(design.over_models(score, at), 4) for score in found)]]
     names = list(next(iter(found.values()), {}))
     rows += [[" × ".join(name), *(interval(parts[name], 4) for parts in found.values())] for name in names]
-    return markdown(["sd by", *found], rows)
+    return markdown(["sd by" if len(design.precisions) == 1 else f"{design.precisions[at]}, sd by", *found], rows)
 
 
 def _agreement_table(design: Design) -> str:
