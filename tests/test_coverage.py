@@ -1,4 +1,4 @@
-"""Intervals hold what they promise: the simulation of scripts/coverage.py in small, and its committed table."""
+"""Intervals hold what they promise: the simulation of scripts/interval_coverage.py in small, and its committed table."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ TRUTH, DRAWS = 0.6, 400
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "scripts" / "coverage.py")
+    spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "scripts" / "interval_coverage.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """How often do the intervals of this package hold the truth? Simulated, where the truth is known.
 
-    python scripts/coverage.py [--out results/coverage] [--simulations 1000]
+    python scripts/interval_coverage.py [--out results/coverage] [--simulations 1000]
 
 Writes coverage.csv, one row a method, population and number of seeds, and coverage.md: the share of nominal 95% intervals
 that hold the true value, its Monte-Carlo error, and the mean width. Two methods that do not hold stand beside:
