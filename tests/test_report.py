@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from husai.analysis.stats import Interval
+from husai.measure import PAIRED
 from husai.report.calibration import judged, predicts
 from husai.report.caveats import caveats
 from husai.report.figures import LARGE, drawings
@@ -19,7 +20,7 @@ from husai.report.figures.canvas import Hand
 from husai.report.figures.trajectories import trajectories
 from husai.report.measures import measures
 from husai.report.results import SuiteResults
-from husai.report.settings import line_name, lines, placed
+from husai.report.settings import PAIRS, line_name, lines, placed
 from husai.report.tables import SECTIONS, summary
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -155,6 +156,10 @@ def test_the_figure_of_calibration_holds_curves_areas_and_chance(grown):
     curves = [line for line in first.get_lines() if line.get_marker() == "o"]
     assert len(curves) == 4
     np.testing.assert_allclose(xs(curves[-1]), BINS[:, 1])
+
+
+def test_every_measure_of_pairs_has_a_name_in_reports():
+    assert tuple(PAIRS) == PAIRED
 
 
 def test_a_large_suite_is_drawn_as_an_atlas_and_by_source(grown):

@@ -17,9 +17,7 @@ from torch import Tensor
 from husai.analysis.matching import Matching, require_comparable
 
 CANDIDATES = 16  # pairs a row starts with
-MORE = (
-    4  # pairs a column starts with, and a row that could do better gets in the third pass; then twice as many in each
-)
+MORE = 4  # pairs a column starts with; a row that could do better gets as many in the third pass, then twice as many each time
 MOST = 256  # pairs a row on average, which bound the memory
 TOLERANCE = 1e-5  # of the mean cosine, at which a matching is good enough
 PASSES = 50  # passes over all cosines at most

@@ -60,15 +60,13 @@ class NullKey:
     """What draws depend on besides the numbers of live atoms; two nulls of equal keys have equal draws.
 
     rung: name of the null. drawn_from: `Fingerprint.under` it. scores: names of the pairwise scores in their order, with
-    any number they depend on. abs: whether cosines count by magnitude. purpose, seed: of the generator.
+    any number they depend on. abs: whether cosines count by magnitude.
     """
 
     rung: str
     drawn_from: str
     scores: tuple[str, ...]
     abs: bool
-    purpose: str
-    seed: int = 0
 
     def text(self, n_live: tuple[int, ...]) -> str:
         return json.dumps({**asdict(self), "n_live": n_live, "code": CODE}, sort_keys=True)

@@ -55,7 +55,7 @@ def stability_rows(result: Measurement, members: Members, hook: Hook, draws: int
         best = partial(best_match, abs=members.signed)
         pair_rows(result, "pwmcc_frequent", pairwise(frequent, lambda A, B: best(A, B).matching.cosines.mean()))
     for null in DRAWN_NULLS:
-        key = NullKey(null, hook.fingerprint.under(null), SCORES, members.signed, null)
+        key = NullKey(null, hook.fingerprint.under(null), SCORES, members.signed)
 
         def compute(n_live: tuple[int, ...], count: int, null: str = null) -> np.ndarray:
             return drawn(directions(null, hook.x, n_live), null, count, abs=members.signed)

@@ -35,6 +35,10 @@ class Losses:
     codes: Float[Tensor, "seeds batch d_sae"]
     seen: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def extended(self, params: Params, extra: "Extra | None") -> "Losses":
+        """With the terms of `extra`, if any."""
+        return self if extra is None else replace(self, terms={**self.terms, **extra(params, self.codes)})
+
     @property
     def penalty(self) -> Float[Tensor, "seeds"]:
         """Sum of all terms."""
@@ -207,9 +211,7 @@ class Architecture(ABC, Generic[C]):
     def _together(
         self, params: Params, x: Tensor, step: int, dead: Tensor, target: Tensor | None, extra: Extra | None
     ) -> Step:
-        losses = self.losses(params, x, step=step, dead=dead, target=target)
-        if extra is not None:
-            losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})
+        losses = self.losses(params, x, step=step, dead=dead, target=target).extended(params, extra)
         return step_of(losses, params, torch.autograd.grad(losses.total.sum(), list(params), materialize_grads=True))
 
     def in_units(self, unit: float) -> Self:

@@ -84,9 +84,7 @@ class Computation:
             return self.architecture.gradients(params, x, step=step, dead=dead, target=target, extra=extra)
         with self._products():
             with torch.autocast(self.device, dtype=self.compute, enabled=self.low):
-                losses = self.losses(params, x, step=step, dead=dead, target=target)
-                if extra is not None:
-                    losses = replace(losses, terms={**losses.terms, **extra(params, losses.codes)})
+                losses = self.losses(params, x, step=step, dead=dead, target=target).extended(params, extra)
             total = losses.total.sum() * self.scale
             found = torch.autograd.grad(total, list(params), materialize_grads=True)
         rest = self.kept / self.scale
