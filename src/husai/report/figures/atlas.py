@@ -80,7 +80,8 @@ def atlas(results: SuiteResults) -> Figure:
     axes[0][0].set_yticks(range(len(rows)), names)
     figure.supxlabel(
         "Agreement: pwmcc minus the highest of data, data_points, surrogate_trained and, where there are true planes, "
-        "plane_rotated;\nthe others less their highest chance level. Bold: intervals apart. *: not converged; †: its surrogate has not. ·: nothing to ask.",
+        "plane_rotated;\nthe others less their highest chance level. Bold: intervals apart. *: not converged; †: its surrogate "
+        "has not. ·: nothing to ask.",
         fontsize=6.5,
     )
     return figure
