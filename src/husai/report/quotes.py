@@ -141,6 +141,20 @@ class Cell:
         found = difference_interval(rows[0].score, self._view.seeds, rows[1].score, other._view.seeds)
         return Quote(interval(found, digits), "difference", rows, found.mean)
 
+    def differs(self, other: "Cell", metric: str) -> bool:
+        """Whether the interval of `minus` leaves zero out."""
+        rows = self._row(metric, bounded=True), other._row(metric, bounded=True)
+        found = difference_interval(rows[0].score, self._view.seeds, rows[1].score, other._view.seeds)
+        return found.low > 0 or found.high < 0
+
+    def atoms_over(self, column: str, least: float) -> Quote:
+        """The share of live atoms of all seeds whose value in the atom table is at least `least`, in percent."""
+        own = self._results.atoms[self._results.atoms["run_id"] == self._view.run_id]
+        if column not in own or not own["live"].any():
+            raise HusaiError(f"{self._view.title}: has no {column} of live atoms")
+        share = float((own.loc[own["live"], column] >= least).mean())
+        return Quote(percent_text(share, 0), f"share of live atoms with {column} at least {least:g}", (self._judged(),), share)
+
     def verdict(self) -> Quote:
         """The sentence of the tables that says which rungs the agreement exceeds."""
         nulls = rungs_of(self._view, self._results.surrogate_of(self._view))
