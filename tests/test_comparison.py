@@ -140,6 +140,8 @@ def test_rows_of_zeros_are_left_out_and_two_saes_have_no_interval(tmp_path, caps
     assert data["reappearance"] == [[1, pytest.approx(8 / 12)], [1, 1]]
     assert data["measures"]["pwmcc"]["low"] is None
     assert "fewer than 3 seeds" in data["sentence"]
+    assert data["sentences"]["pwmcc"] == data["sentence"]
+    assert data["sentences"]["max_cosine"].startswith("max_cosine 1.000: fewer than 3 seeds")
 
 
 def test_activations_tell_dead_atoms_and_draw_all_nulls(tmp_path, capsys):
@@ -265,9 +267,16 @@ def test_zero_rows_are_dead_and_long_rows_are_not_with_and_without_activations(t
     x = torch.randn(300, D, generator=generator("test-x"))
     samples = store(tmp_path / "x", x)
     for more in ((), ("--shard-dir", samples)):
-        data = json.loads(run(capsys, "compare", *folders, "--json", "--draws", 1, *more)[1])
+        _, out, err = run(capsys, "compare", *folders, "--json", "--draws", 1, *more)
+        data = json.loads(out)
         assert (data["d_sae"], data["n_live"]) == ([N + 3, N], [N, N])
         assert data["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
+        assert f"holed: 3 of its {N + 3} decoder rows are 0 and count as dead\n" in err
+        assert err.count("\n") == 1
+        (note,) = [one for one in data["notes"] if "not of length 1" in one] or [""]
+        scaled = load_sae(folders[0]).W_dec.norm(dim=1)
+        assert ("holed (0.2 to 5)" in note) == bool(scaled[:N].max() > 1.1)
+        assert "whole (" not in note
     assert compute_pwmcc(load_sae(folders[0]), load_sae(folders[1])).value == pytest.approx(1, abs=1e-5)
     code, out, _ = run(capsys, "sae", "score", *folders, "--shard-dir", samples, "--json")
     assert (code, json.loads(out)["pwmcc"]["value"]) == (0, pytest.approx(1, abs=1e-5))
@@ -358,7 +367,7 @@ def test_dictionaries_drawn_as_a_null_score_as_it_does_in_every_measure():
         assert null.mean > 0.3
         assert null.low - 0.02 < found.measures[name].agreement.interval.mean < null.high + 0.02, name
     assert found.everywhere == pytest.approx(found.everywhere_nulls["ambient"], abs=0.05)
-    assert "not told apart from ambient" in found.sentence
+    assert "not told apart from ambient" in found.sentences["pwmcc"]
 
 
 def test_untied_encoders_of_their_own_take_shared_fraction_away_but_nothing_else():

@@ -69,7 +69,7 @@ def test_without_an_interval_nothing_is_claimed():
 def test_a_rung_without_an_interval_is_named_as_such():
     rungs = {"ambient": RUNGS["ambient"], "untrained": Interval(0.1, NAN, NAN)}
     sentence = rung_sentence(Interval(0.7, 0.65, 0.75), rungs)
-    assert sentence.endswith("every rung that needs no training: ambient (no interval for untrained).")
+    assert sentence.endswith("every rung that needs no training: ambient (no interval for untrained (0.100)).")
 
 
 ABOVE = {"aligned": Interval(0.93, 0.92, 0.94), "aligned_null": Interval(0.8, 0.79, 0.81)}

@@ -153,7 +153,9 @@ class Cell:
         if column not in own or not own["live"].any():
             raise HusaiError(f"{self._view.title}: has no {column} of live atoms")
         share = float((own.loc[own["live"], column] >= least).mean())
-        return Quote(percent_text(share, 0), f"share of live atoms with {column} at least {least:g}", (self._judged(),), share)
+        return Quote(
+            percent_text(share, 0), f"share of live atoms with {column} at least {least:g}", (self._judged(),), share
+        )
 
     def verdict(self) -> Quote:
         """The sentence of the tables that says which rungs the agreement exceeds."""

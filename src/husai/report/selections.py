@@ -153,7 +153,7 @@ class Cells:
         return Quote(number(mean, digits), "mean", tuple(row for quote in found for row in quote.rows), mean)
 
     def correlation(self, metric: str, other: str, digits: int = 2) -> Quote:
-        """Spearman's rank correlation of two figures over the cells. Raises HusaiError for fewer than 3, or if all are equal."""
+        """Spearman's rank correlation of two figures over the cells. HusaiError for fewer than 3, or if all are equal."""
         pairs = [(cell.value(metric), cell.value(other)) for cell in self]
         ranks = [[quote.amount for quote in own] for own in zip(*pairs, strict=True)]
         if len(pairs) < 3 or any(len(set(own)) == 1 for own in ranks):
