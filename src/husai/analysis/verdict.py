@@ -44,14 +44,14 @@ def rung_sentence(score: Interval, rungs: dict[str, Interval], metric: str = "pw
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)
 
+    untold = [f"{name} ({rungs[name].mean:.3f})" for name in rungs if name not in names]
     alone = " that needs no activations" if set(rungs) == {"ambient"} else " that needs no training"
-    drawn = "" if "surrogate_trained" in rungs else alone
-    every = f"every rung{drawn}: " if len(above) == len(names) else ""
+    kind = " with an interval" if untold else "" if "surrogate_trained" in rungs else alone
+    every = f"every rung{kind}: " if len(above) == len(names) else ""
     none = "exceeds no rung" if names else "has no rung with an interval"
     parts = [f"exceeds {every}{', '.join(above)}" if above else none]
     parts += [f"is not told apart from {listed(level)}"] if level else []
     parts += [f"falls short of {listed(below)}"] if below else []
-    untold = [f"{name} ({rungs[name].mean:.3f})" for name in rungs if name not in names]
     but = f" ({'no interval for ' if names else ''}{', '.join(untold)})" if untold else ""
     return f"{metric} {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] {'; '.join(parts)}{but}."
 
