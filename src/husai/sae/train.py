@@ -158,3 +158,10 @@ def train_saes(
     course = _Course(trainer, interval, stop, on_log, on_statistics, checkpoints)
     course.resume()
     return course.run(stop_at)
+
+
+def untrained(
+    x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, known: Known | None = None, device: str = "cpu"
+) -> SAEEnsemble:
+    """The SAEs before the first step. Raises HusaiError as `train_saes`."""
+    return Trainer(x, config, fresh=fresh, known=known, device=device).ensemble()
