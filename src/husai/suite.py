@@ -21,7 +21,10 @@ from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.text import plural
 from husai.report.write import write_report
-from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
+from husai.runs import GateFailed
+from husai.store.checksums import DONE
+from husai.store.files import reason
+from husai.store.folders import finished, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
 from husai.tracking import PROJECT, Mode, open_tracker
 from husai.truth.circuit import GateReport

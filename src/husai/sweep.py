@@ -31,7 +31,9 @@ from husai.config import (
 )
 from husai.errors import HusaiError
 from husai.models import resolve_hook, weights_hash
-from husai.runs import check_gate, finished, load_model, reason, write_atomic
+from husai.runs import check_gate, load_model
+from husai.store.files import reason, write_atomic
+from husai.store.folders import finished
 from husai.tracking import Mode
 from husai.truth.circuit import GateReport
 

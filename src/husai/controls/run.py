@@ -27,9 +27,9 @@ from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import sentences
 from husai.report.text import interval, markdown, number
 from husai.resources import find_config
-from husai.runs import write_atomic
 from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
+from husai.store.files import write_atomic
 from husai.suite import model_place, run_suite
 from husai.sweep import plan
 
