@@ -31,7 +31,7 @@ def main(
     from husai.config import ModelConfig
     from husai.console import require_device
     from husai.resources import find_config
-    from husai.suite import say_run, train_watched
+    from husai.making import say_run, train_watched
 
     recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)

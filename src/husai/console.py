@@ -36,7 +36,8 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from husai.runs import GateFailed, reason
+        from husai.runs import GateFailed
+        from husai.store.files import reason
 
         signal.signal(signal.SIGTERM, _terminate)
         try:

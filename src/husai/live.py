@@ -100,8 +100,8 @@ class View:
         text = f"{self.done} done, {self.failed} failed, {len(running)} running, {self.left - len(running)} waiting"
         if ended <= 0:
             return text
-        remaining = (self.left - sum(parts)) * elapsed / ended
-        return f"{text} · {3600 * ended / elapsed:.3g} cells/h · {steps / elapsed:.3g} SAE steps/s · about {_clock(remaining)} left"
+        remaining, speed = (self.left - sum(parts)) * elapsed / ended, f"{steps / elapsed:.3g} SAE steps/s"
+        return f"{text} · {3600 * ended / elapsed:.3g} cells/h · {speed} · about {_clock(remaining)} left"
 
     def _table(self) -> Group:
         running = self.running()

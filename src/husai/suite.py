@@ -1,10 +1,8 @@
 """Commands that run several steps and tell the user about them: model training and compiling, suites, smoke."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,167 +11,35 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, Trainable, content_hash
+from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, content_hash
 from husai.console import say
-from husai.engines import Engine, EngineName
-from husai.engines.processes import Processes
-from husai.engines.serial import Serial
 from husai.errors import HusaiError
 from husai.live import View
+from husai.making import compile_and_report, train_watched
 from husai.measure import Hook
-from husai.models import inputs_of, kind_of
-from husai.optimise import Evaluated
 from husai.report.results import SuiteResults
 from husai.report.tables import sentences
 from husai.report.text import plural
 from husai.report.write import write_report
-from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
+from husai.runs import GateFailed
+from husai.store.checksums import DONE
 from husai.store.failures import failure_of
+from husai.store.files import reason
+from husai.store.folders import finished, whole_folder
 from husai.store.lease import hold
 from husai.sweep.compute import Outcome
 from husai.sweep.forecast import forecast
-from husai.sweep.plan import plan
 from husai.sweep.run import Events, Tally, sweep
 from husai.sweep.tables import Tables
 from husai.sweep.truth import write_truth
-from husai.tracking import PROJECT, Mode, open_tracker
-from husai.truth.circuit import GateReport
-from husai.workflow import ATTEMPTS, compile_run, train_model
-
+from husai.sweep.ways import Ways
 
 OUT_OF_TIME = 75  # exit code: nothing is wrong, run it again (EX_TEMPFAIL of sysexits.h)
-
-
-def train_watched(
-    recipe: Trainable,
-    out: Path,
-    *,
-    attempts: int = ATTEMPTS,
-    device: str = "cpu",
-    quiet: bool = False,
-    tracking: Mode = "none",
-    project: str = PROJECT,
-) -> bool:
-    """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
-    require_free(out)
-    task, kind = inputs_of(recipe), kind_of(recipe)
-    say(f"Training a {kind} model on {task.op} mod {task.p} ({recipe.training.steps} steps)")
-    tracker = open_tracker(
-        tracking,
-        project=project,
-        name=f"{task.op}-p{task.p}",
-        config=recipe.model_dump(mode="json"),
-        folder=out.parent,
-        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
-    )
-    with console.progress(quiet) as bar:
-        line = bar.add_task(kind, total=recipe.training.steps, figures="")
-
-        def on_attempt(attempt: int, tried: Trainable) -> None:
-            if attempt:
-                say(f"  trying seed {tried.training.init_seed}")
-            bar.reset(line, total=tried.training.steps, figures="")
-
-        def on_evaluation(row: Evaluated) -> None:
-            bar.update(line, completed=row.step, figures=row.figures)
-            tracker.log(asdict(row), row.step)
-            if not quiet and (bar.disable or row.step == recipe.training.steps):
-                say(f"  step {row.step:>6}  {row.figures}")
-
-        def on_verdict(attempt: int, report: GateReport) -> None:
-            if not report.passed:
-                say(f"  attempt {attempt + 1}: the gate failed: {report.failures()}")
-
-        try:
-            run = train_model(
-                recipe,
-                out,
-                attempts=attempts,
-                on_attempt=on_attempt,
-                on_evaluation=on_evaluation,
-                on_verdict=on_verdict,
-                device=device,
-            )
-        finally:
-            tracker.finish()
-    for text in console.gate_lines(run.report):
-        say(text)
-    if not run.report.passed:
-        console.fail(f"no attempt of {attempts} passed the gate; above is the report of the best one", 1)
-    return run.report.passed
-
-
-def compile_and_report(config: CompiledConfig, out: Path) -> int:
-    """Compile a transformer, print its gate report and where it is; 0 if it passed its own variant, else 1."""
-    require_free(out)
-    report = compile_run(config, out)
-    for text in console.gate_lines(report):
-        say(text)
-    return say_run(out, report.passed)
-
-
-def say_run(out: Path, passed: bool) -> int:
-    """Print where a model is; 0 if it passed the gate, else 1."""
-    say(f"Run folder: {out}")
-    return 0 if passed else 1
 
 
 def _absent(subject: Subject, place: str | None) -> bool:
     """Whether a model must be made before anything can be trained on it."""
     return isinstance(subject.model, Recipe) and place is not None and not finished(Path(place))
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How a suite is computed; results do not depend on it.
-
-    jobs: cells at once. engine: None for worker processes, or none if there is one job. address: of a Ray cluster; cpus, gpus:
-    what a cell takes of it. threads: of every cell; None: a fair share of the processors. shard: i and n, to compute every
-    n-th cell from the i-th. seconds: after which the sweep stops.
-    """
-
-    jobs: int = 1
-    engine: EngineName | None = None
-    address: str | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
-    threads: int | None = None
-    deterministic: bool = False
-    device: str = "cpu"
-    retry_failed: bool = False
-    shard: tuple[int, int] = (1, 1)
-    seconds: float | None = None
-    allow_unverified: bool = False
-    dry_run: bool = False
-    tracking: Mode = "none"
-
-    def open(self) -> Engine:
-        """Raises HusaiError if the engine cannot be had."""
-        if self.engine == "ray":
-            from husai.engines.ray import Ray
-
-            return Ray(self.jobs, cpus_each=self.cpus, gpus_each=self.gpus, address=self.address)
-        many = self.jobs > 1 if self.engine is None else self.engine == "processes"
-        return Processes(self.jobs) if many else Serial()
-
-    def plan(self, suite: SuiteConfig, places: Sequence[str | None], runs: Path) -> tuple[list[Job], dict[str, GateReport]]:
-        """All cells of a suite, whatever the shard. Raises as `sweep.plan.plan`."""
-        fair = max(1, (os.cpu_count() or 1) // self.jobs)
-        return plan(
-            suite,
-            places,
-            runs,
-            allow_unverified=self.allow_unverified,
-            threads=1 if self.deterministic else self.threads or fair,
-            deterministic=self.deterministic,
-            device=self.device,
-            tracking=self.tracking,
-        )
-
-    def share(self, planned: Sequence[Job]) -> Sequence[Job]:
-        """The cells of this shard."""
-        part, of = self.shard
-        return planned[part - 1 :: of]
 
 
 def _list_cells(suite: SuiteConfig, results: Path, runs: Path, ways: Ways) -> int:
@@ -196,7 +62,9 @@ def _list_cells(suite: SuiteConfig, results: Path, runs: Path, ways: Ways) -> in
     known, missing = Tables(results).run_ids(), list[Job]()
     for job in ways.share(planned):
         place = Path(job.folder)
-        state = "finished" if job.cell.run_id in known or finished(place) else "failed" if failure_of(place) else "missing"
+        state = (
+            "finished" if job.cell.run_id in known or finished(place) else "failed" if failure_of(place) else "missing"
+        )
         if state == "missing" or (state == "failed" and ways.retry_failed):
             missing.append(job)
         say(f"{state:<8} {job.cell.run_id} {job.title}")
@@ -206,7 +74,7 @@ def _list_cells(suite: SuiteConfig, results: Path, runs: Path, ways: Ways) -> in
     return 0
 
 
-def run_suite(suite: SuiteConfig, results: Path, runs: Path, ways: Ways = Ways(), *, shown: Path | None = None) -> int:
+def run_suite(suite: SuiteConfig, results: Path, runs: Path, ways: Ways, *, shown: Path | None = None) -> int:
     """Train or compile the suite's models that are recipes, compute the missing cells, write results and report.
 
     A synthetic source is drawn anew in every cell. shown: what messages call `results`, if that is only a temporary
@@ -286,15 +154,15 @@ def _make_model(subject: Subject, place: Path, ways: Ways) -> bool:
 
     A declared control is expected to fail the gate: it is made once, and its suite goes on.
     """
-    recipe, how = subject.model, {"device": ways.device, "tracking": ways.tracking}
+    recipe, device, tracking = subject.model, ways.device, ways.tracking
     assert isinstance(recipe, Recipe)
     if isinstance(recipe, CompiledConfig):
         return compile_and_report(recipe, place) == 0 or ways.allow_unverified
     if recipe.control:
         say(f"A {recipe.control} control: it must fail the gate, and all its results are unverified")
-        train_watched(recipe, place, attempts=1, **how)
+        train_watched(recipe, place, attempts=1, device=device, tracking=tracking)
         return True
-    return train_watched(recipe, place, attempts=ATTEMPTS, **how) or ways.allow_unverified
+    return train_watched(recipe, place, device=device, tracking=tracking) or ways.allow_unverified
 
 
 def run_smoke(suite: SuiteConfig, out: Path, *, jobs: int, device: str = "cpu") -> int:

@@ -25,8 +25,8 @@ def model_train(
 ) -> int:
     """Train a model until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
     from husai.config import load_trainable
+    from husai.making import say_run, train_watched
     from husai.resources import find_config
-    from husai.suite import say_run, train_watched
 
     recipe = load_trainable(find_config(config, "models"), overrides or [])
     recipe = recipe if seed is None else recipe.with_seed(seed)
@@ -50,7 +50,7 @@ def model_compile(
 ) -> int:
     """Write down a transformer that is a known circuit. Exit 0 if it passes its own variant of the gate, 1 if not."""
     from husai.config import CompiledConfig
-    from husai.suite import compile_and_report
+    from husai.making import compile_and_report
 
     given = {"task": {"op": op, "p": p}, "kind": kind, "keys": keys.split(","), "d_model": d_model, "d_mlp": d_mlp}
     config = CompiledConfig.parse({**given, "rotate": rotate, "noise": noise, "seed": seed}, "model compile")

@@ -1,6 +1,7 @@
 """Arguments and options that several commands have."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -17,3 +18,4 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing
 DeviceOption = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")]
 UnverifiedOption = Annotated[bool, typer.Option(help="go on if the gate fails; every result is marked unverified")]
 JobsOption = Annotated[int, typer.Option(min=1, help="cells computed at once, each in its own process")]
+RunsOption = Annotated[Path, typer.Option(help="folder of run folders")]

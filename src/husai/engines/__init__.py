@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 EngineName = Literal["serial", "processes", "ray"]
 RETRIES = 2  # times an item is tried again after the worker that had it died
 

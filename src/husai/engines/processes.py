@@ -68,9 +68,7 @@ class Processes:
         finally:
             _stop(workers)
 
-    def _hand_out(
-        self, workers: list[_Worker], call: Callable[[T], R], source: Iterator[T], again: deque[T]
-    ) -> None:
+    def _hand_out(self, workers: list[_Worker], call: Callable[[T], R], source: Iterator[T], again: deque[T]) -> None:
         """An item for every idle worker, and new workers as long as there are items for them."""
         idle = [worker for worker in workers if not worker.busy]
         while len(workers) - len(idle) < self.workers:

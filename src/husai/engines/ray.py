@@ -1,5 +1,6 @@
 """A Ray cluster: the one at an address, or one started on this machine for as long as the sweep takes."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from typing import Any, Self
@@ -27,7 +28,7 @@ class Ray:
         self.ray, self.cpus_each, self.gpus_each = ray, cpus_each, gpus_each
         own = {"num_cpus": ceil(workers * cpus_each), "include_dashboard": False} if address is None else {}
         try:
-            ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **own)
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             raise HusaiError(f"--engine ray: {_first(error)}") from None
         self.most = workers if address is None else None

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from husai.errors import HusaiError
-from husai.runs import write_atomic
 from husai.sae.params import Params
-from husai.stores import file_hash, write_tensors
+from husai.shards import write_tensors
+from husai.store.checksums import file_hash
+from husai.store.files import write_atomic
 
 KEEP = 2
 

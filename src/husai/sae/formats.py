@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from husai.errors import HusaiError
-from husai.stores import read_file
+from husai.shards import read_file
 
 
 class Format(NamedTuple):

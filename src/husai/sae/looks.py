@@ -17,7 +17,7 @@ from husai.sae.dictionary import SAEEnsemble
 from husai.sae.history import StepLog
 from husai.sae.params import Params
 from husai.sae.train import Stop, TrainedSAEs
-from husai.stores import write_tensors
+from husai.shards import write_tensors
 
 FOLDER, HISTORY = "looks", "history.json"
 Pair = tuple[int, int]  # an init seed and a data seed

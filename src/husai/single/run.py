@@ -11,7 +11,6 @@ from husai.analysis.convergence import doublings, is_flat
 from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
 from husai.measure import Measurement, Members, measure
-from husai.runs import require_free
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.estimate import Estimate, estimate
 from husai.sae.health import START, STRIDE, Health, assess
@@ -20,6 +19,7 @@ from husai.sae.train import TrainedSAEs
 from husai.seeding import deterministic
 from husai.single.report import given_up, report, summarise, time_lines
 from husai.single.source import Request, Source, open_source, recipe_of
+from husai.store.folders import require_free
 from husai.tracking import NoTracker, Tracker, open_tracker
 from husai.workflow import train_sae_run
 

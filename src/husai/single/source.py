@@ -12,7 +12,7 @@ from husai.measure import Hook
 from husai.models import mlp_hooks
 from husai.runs import check_gate, load_model
 from husai.sae.pairs import Pairs, Samples
-from husai.stores import Store, open_store, sample_rows
+from husai.shards import Store, open_store, sample_rows
 from husai.tracking import PROJECT, Mode
 
 

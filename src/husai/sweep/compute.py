@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from husai.cell import Job, run_cell
 from husai.errors import HusaiError
-from husai.store.failures import forget_failure, note_failure
 from husai.store.checksums import verify
+from husai.store.failures import forget_failure, note_failure
 from husai.store.folders import finished
 from husai.store.lease import Lease
 

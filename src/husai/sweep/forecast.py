@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from husai.cell import Job, hook_of
@@ -29,7 +30,9 @@ class Forecast:
             whole = "scoring not included"
         else:
             total = self.cells * self.cell_seconds / workers
-            whole = f"with scoring about {_duration(total)}, if they take {self.cell_seconds:.0f} s each as those before"
+            whole = (
+                f"with scoring about {_duration(total)}, if they take {self.cell_seconds:.0f} s each as those before"
+            )
         memory = f"about {self.peak_bytes / 2**20:.0f} MiB in each of {workers} processes"
         return [f"time    {training}; {whole}", f"memory  {memory}"]
 
@@ -61,7 +64,7 @@ def forecast(missing: Sequence[Job], results: Path) -> Forecast:
 
 def _mean_cost(results: Path) -> float | None:
     path = results / "costs.parquet"
-    return float(read_table(path)["wall_seconds"].mean()) if path.is_file() else None
+    return float(np.mean(read_table(path)["wall_seconds"])) if path.is_file() else None
 
 
 def _duration(seconds: float) -> str:
