@@ -153,7 +153,7 @@ def test_a_smoke_run_replaces_an_earlier_one_and_speaks_of_its_own_folder(suite,
     for _ in range(2):
         assert run_smoke(suite, place, jobs=1) == 0
         said = capsys.readouterr().out
-        assert f"tables and figures in {place} after" in said
+        assert f"tables and figures in {place}; read" in said
         assert ".smoke." not in said, "the temporary folder is nobody's business"
         assert {"DONE", "summary.md", "records.parquet", "runs"} <= {path.name for path in place.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
