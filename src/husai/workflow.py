@@ -16,7 +16,7 @@ from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
 from husai.runs import write_gate
 from husai.sae.batches import Fresh
-from husai.sae.checkpoint import Checkpoints, checkpoint_folder, source_folder
+from husai.sae.checkpoint import Checkpoints, source_folder
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.health import assess
 from husai.sae.history import StepLog
@@ -28,6 +28,7 @@ from husai.sae.train import Stop, TrainedSAEs, train_saes, untrained
 from husai.sae.weights import save_sae
 from husai.shards import Store
 from husai.store.folders import require_free, whole_folder
+from husai.store.places import checkpoint_folder
 from husai.store.provenance import write_record
 from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify

@@ -126,6 +126,19 @@ def _read(path: Path, text: str, shape: tuple[int, int, int]) -> np.ndarray | No
     return drawn if stated == text and drawn.shape[:3] == shape else None
 
 
+def outdated(folder: Path) -> list[Path]:
+    """Entries of a folder that serve nobody any more: drawn with other code, or damaged."""
+    return [path for path in sorted(folder.glob("[!.]*.npz")) if _drawn_with(path) != CODE]
+
+
+def _drawn_with(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            return json.loads(str(entry["key"]))["code"]
+    except (*DAMAGE, TypeError):
+        return None
+
+
 def _write(path: Path, text: str, drawn: np.ndarray) -> None:
     """Whole or not at all: readers see a whole entry or none."""
     with whole_file(path) as temporary, temporary.open("wb") as file:
