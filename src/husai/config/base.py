@@ -1,6 +1,5 @@
 """Frozen, typed configs: YAML in, unknown keys refused, content hash out. One dial per idea."""
 
-import copy
 import difflib
 import hashlib
 import json
@@ -128,22 +127,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def override(data: dict[str, Any], overrides: tuple[str, ...] | list[str]) -> dict[str, Any]:
     """A copy of `data` with `a.b=value` settings applied; values are read as YAML."""
-    data = copy.deepcopy(data)
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise HusaiError(f"override '{item}': must have the form key=value, such as sae.k=8")
-        *parents, leaf = key.split(".")
-        place = data
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise HusaiError(f"override '{item}': '{parent}' is not a group of keys")
         try:
-            place[leaf] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise HusaiError(f"override '{item}': the value is not valid YAML") from None
+        data = put(data, key, value, f"override '{item}'")
     return data
+
+
+def put(data: dict[str, Any], key: str, value: object, where: str) -> dict[str, Any]:
+    """A copy of nested `data` with `value` under a dotted key, or under the key that is written with these dots there.
+
+    Raises HusaiError, beginning with `where`, if a part of the key is there and holds no keys.
+    """
+    head, dot, rest = key.partition(".")
+    if not dot or key in data:
+        return {**data, key: value}
+    inside = data.get(head, {})
+    if not isinstance(inside, dict):
+        raise HusaiError(f"{where}: '{head}' is not a group of keys")
+    return {**data, head: put(inside, rest, value, where)}
 
 
 def content_hash(*parts: object) -> str:
