@@ -1,7 +1,7 @@
 """One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,22 @@ import torch
 
 from husai.activations import extract
 from husai.analysis.convergence import doublings, has_converged, is_flat
-from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
+from husai.config import (
+    AnalysisConfig,
+    CirclesConfig,
+    ControlConfig,
+    PlantedConfig,
+    SAEConfig,
+    TrackingConfig,
+    content_hash,
+)
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.measure.null_cache import NullCache
 from husai.runs import load_model
 from husai.sae.dictionary import SAEEnsemble
-from husai.sae.history import mean_log
 from husai.sae.train import TrainedSAEs
-from husai.tracking import Mode, open_tracker
+from husai.tracking import Curves, open_tracker
 from husai.truth.controls import stand_in
 from husai.truth.synthetic import draw_circles, fresh_samples, plant
 from husai.workflow import train_sae_run
@@ -88,7 +95,7 @@ class Job:
     folder: str
     threads: int
     device: str = "cpu"
-    tracking: Mode = "none"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     control: ControlConfig | None = None
 
     @property
@@ -185,11 +192,15 @@ def run_cell(job: Job) -> str:
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",
+        run=f"{job.suite}/{job.title} {cell.run_id}",
         config=cell.config.model_dump(mode="json")
         | {"model": job.model_name, "hook": cell.hook, "run_id": cell.run_id},
         folder=Path(job.folder).parent,
+        tags=(cell.config.sae.architecture, cell.hook, job.model_name),
+        every=cell.config.training.log_every,
         warn=lambda text: sys.stderr.write(f"husai: {text}\n"),
     )
+    curves = Curves(tracker, cell.config.training)
     meta = {
         "model_name": job.model_name,
         "hook_name": cell.hook,
@@ -198,22 +209,21 @@ def run_cell(job: Job) -> str:
         "verified": job.verified,
         "run_id": cell.run_id,
     }
-    try:
+    with tracker:
         train_sae_run(
             course.hook.x,
             cell.config,
             Path(job.folder),
             meta,
-            on_log=lambda rows: tracker.log(mean_log(rows), rows[0].step),
-            stop=course.observe,
+            on_log=curves.on_log,
+            on_statistics=curves.on_statistics,
+            stop=curves.apart(course.observe),
             stop_at=course.looks,
-            finish=course.finish,
+            finish=curves.told(course.finish),
             fresh=course.hook.fresh,
             known=course.hook.known,
             device=job.device,
         )
-    finally:
-        tracker.finish()
     return cell.run_id
 
 

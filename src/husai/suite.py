@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, Trainable, content_hash
+from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, TrackingConfig, Trainable, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.measure import Hook
@@ -23,7 +22,7 @@ from husai.report.text import plural
 from husai.report.write import write_report
 from husai.runs import DONE, GateFailed, finished, reason, require_free, whole_folder
 from husai.sweep import plan, recorded_ids, sweep, write_truth
-from husai.tracking import PROJECT, Mode, open_tracker
+from husai.tracking import Attempts, track_results, tracking_of
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
 
@@ -35,40 +34,34 @@ def train_watched(
     attempts: int = ATTEMPTS,
     device: str = "cpu",
     quiet: bool = False,
-    tracking: Mode = "none",
-    project: str = PROJECT,
+    tracking: TrackingConfig | None = None,
 ) -> bool:
     """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
     task, kind = inputs_of(recipe), kind_of(recipe)
     say(f"Training a {kind} model on {task.op} mod {task.p} ({recipe.training.steps} steps)")
-    tracker = open_tracker(
-        tracking,
-        project=project,
-        name=f"{task.op}-p{task.p}",
-        config=recipe.model_dump(mode="json"),
-        folder=out.parent,
-        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
-    )
+    tracked = Attempts(tracking or recipe.tracking, f"{task.op}-p{task.p}", out, console.warn)
     with console.progress(quiet) as bar:
         line = bar.add_task(kind, total=recipe.training.steps, figures="")
 
         def on_attempt(attempt: int, tried: Trainable) -> None:
+            tracked.begin(attempt, tried)
             if attempt:
                 say(f"  trying seed {tried.training.init_seed}")
             bar.reset(line, total=tried.training.steps, figures="")
 
         def on_evaluation(row: Evaluated) -> None:
             bar.update(line, completed=row.step, figures=row.figures)
-            tracker.log(asdict(row), row.step)
+            tracked.log(row)
             if not quiet and (bar.disable or row.step == recipe.training.steps):
                 say(f"  step {row.step:>6}  {row.figures}")
 
         def on_verdict(attempt: int, report: GateReport) -> None:
+            tracked.end(report)
             if not report.passed:
                 say(f"  attempt {attempt + 1}: the gate failed: {report.failures()}")
 
-        try:
+        with tracked:
             run = train_model(
                 recipe,
                 out,
@@ -78,8 +71,6 @@ def train_watched(
                 on_verdict=on_verdict,
                 device=device,
             )
-        finally:
-            tracker.finish()
     for text in console.gate_lines(run.report):
         say(text)
     if not run.report.passed:
@@ -138,7 +129,6 @@ def run_suite(
     device: str = "cpu",
     allow_unverified: bool = False,
     dry_run: bool = False,
-    tracking: Mode = "none",
     shown: Path | None = None,
 ) -> int:
     """Train or compile the suite's models that are recipes, compute the missing cells, write results and report.
@@ -151,12 +141,13 @@ def run_suite(
     places = [model_place(subject, suite.name, runs) for subject in suite.subjects]
     if dry_run:
         return _list_cells(suite, results, runs, allow_unverified=allow_unverified)
+    suite = suite.model_copy(update={"tracking": tracking_of(suite, console.warn)})
     for subject, place in zip(suite.subjects, places, strict=True):
-        if _absent(subject, place) and not _make_model(subject, Path(str(place)), allow_unverified, device, tracking):
+        if _absent(subject, place) and not _make_model(
+            subject, Path(str(place)), allow_unverified, device, suite.tracking
+        ):
             return 1
-    planned, gates = plan(
-        suite, places, runs, allow_unverified=allow_unverified, jobs=jobs, device=device, tracking=tracking
-    )
+    planned, gates = plan(suite, places, runs, allow_unverified=allow_unverified, jobs=jobs, device=device)
     names = ", ".join(dict.fromkeys(job.model_name for job in planned))
     cells, seeds = plural(len(planned), "cell"), plural(len(suite.init_seeds), "seed")
     say(f"Suite {suite.name}: {cells} of {seeds} on {names}")
@@ -172,6 +163,7 @@ def run_suite(
     write_truth(results, planned, gates)
     sweep(planned, results, jobs=jobs, on_done=on_done)
     files = write_report(results, results)
+    track_results(suite, files, len(planned), runs, console.warn)
     say(f"{len(files)} tables and figures in {shown} after {time.perf_counter() - start:.0f} s; read summary.md first")
     return 0
 
@@ -183,7 +175,7 @@ def model_place(subject: Subject, suite: str, runs: Path) -> str | None:
     return subject.model if isinstance(subject.model, str) else None
 
 
-def _make_model(subject: Subject, place: Path, allow_unverified: bool, device: str, tracking: Mode) -> bool:
+def _make_model(subject: Subject, place: Path, allow_unverified: bool, device: str, tracking: TrackingConfig) -> bool:
     """Write the run folder of a subject's recipe; returns whether its suite may go on with it.
 
     A declared control is expected to fail the gate: it is made once, and its suite goes on.

@@ -32,7 +32,6 @@ from husai.config import (
 from husai.errors import HusaiError
 from husai.models import resolve_hook, weights_hash
 from husai.runs import check_gate, finished, load_model, reason, write_atomic
-from husai.tracking import Mode
 from husai.truth.circuit import GateReport
 
 
@@ -44,7 +43,6 @@ def plan(
     allow_unverified: bool = False,
     jobs: int = 1,
     device: str = "cpu",
-    tracking: Mode = "none",
 ) -> tuple[list[Job], dict[str, GateReport]]:
     """All cells of a suite as jobs, and the gate report of every model by the name that results give it.
 
@@ -54,7 +52,7 @@ def plan(
     ground truth.
     """
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
-    shared = {"threads": max(1, (os.cpu_count() or 1) // jobs), "device": device, "tracking": tracking}
+    shared = {"threads": max(1, (os.cpu_count() or 1) // jobs), "device": device, "tracking": suite.tracking}
     planned: list[Job] = []
     gates: dict[str, GateReport] = {}
     for subject, place in zip(suite.subjects, places, strict=True):

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from husai import console
-from husai.commands.options import CPUS, DeviceOption, JobsOption, JsonOption, Overrides, UnverifiedOption, WandbMode
+from husai.commands.options import (
+    CPUS,
+    DeviceOption,
+    JobsOption,
+    JsonOption,
+    NoWandbOption,
+    Overrides,
+    ProjectOption,
+    TrackOption,
+    UnverifiedOption,
+    tracked,
+)
 from husai.console import exits, say
 
 
@@ -37,14 +48,17 @@ def sweep(
     device: DeviceOption = "cpu",
     allow_unverified: UnverifiedOption = False,
     dry_run: Annotated[bool, typer.Option(help="list the cells and whether they are finished, and stop")] = False,
-    wandb: Annotated[WandbMode, typer.Option(help="track every cell with W&B")] = "none",
+    track: TrackOption = None,
+    no_wandb: NoWandbOption = False,
+    wandb_project: ProjectOption = None,
 ) -> int:
     """Compute the missing cells of a suite and write its results; stop and start it as you like."""
     from husai.config import SuiteConfig
     from husai.resources import find_config
     from husai.suite import run_suite
 
-    chosen = SuiteConfig.load(find_config(suite, "suites"), overrides or [])
+    said = [*(overrides or []), *tracked(track, wandb_project, no_wandb=no_wandb)]
+    chosen = SuiteConfig.load(find_config(suite, "suites"), said)
     return run_suite(
         chosen,
         out or Path("results") / chosen.name,
@@ -53,7 +67,6 @@ def sweep(
         device=console.require_device(device),
         allow_unverified=allow_unverified,
         dry_run=dry_run,
-        tracking=wandb,
     )
 
 
