@@ -36,7 +36,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel
 
 figures: $(READY) ## redraw the committed figures from the committed tables
-	for suite in default matched long planted planted-32 ladder stability stability-long; do $(BIN)/husai report results/$$suite || exit 1; done
+	for suite in default matched long planted planted-32 ladder stability stability-long stability-resampled crossed; do $(BIN)/husai report results/$$suite || exit 1; done
 
 findings: $(READY) ## FINDINGS.md and the table of its numbers, from the committed records
 	$(BIN)/husai findings
