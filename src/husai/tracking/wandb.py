@@ -32,7 +32,11 @@ class WandbTracker(Tracker):
         self._try(lambda: self.run.log(rows(), step=step))
 
     def summarise(self, metrics: Mapping[str, Any]) -> None:
-        self._try(lambda: self.run.summary.update(dict(metrics)))
+        def write() -> None:
+            self.run.log({}, commit=True)  # a row that is sent later would overwrite metrics of the same names
+            self.run.summary.update(dict(metrics))
+
+        self._try(write)
 
     def text(self, name: str, markdown: str) -> None:
         def write() -> None:
