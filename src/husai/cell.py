@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ import torch
 
 from husai.activations import extract
 from husai.analysis.convergence import doublings, has_converged, is_flat
-from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
+from husai.config import (
+    AnalysisConfig,
+    CirclesConfig,
+    ControlConfig,
+    PlantedConfig,
+    SAEConfig,
+    TrackingConfig,
+    content_hash,
+)
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.measure.null_cache import NullCache
@@ -23,7 +31,7 @@ from husai.sae.dictionary import SAEEnsemble
 from husai.sae.history import StepLog, mean_log
 from husai.sae.train import TrainedSAEs
 from husai.seeding import deterministic
-from husai.tracking import Mode, open_tracker
+from husai.tracking import Curves, open_tracker
 from husai.truth.controls import stand_in
 from husai.truth.synthetic import draw_circles, fresh_samples, plant
 from husai.workflow import train_sae_run
@@ -102,7 +110,7 @@ class Job:
     threads: int = 1
     deterministic: bool = False
     device: str = "cpu"
-    tracking: Mode = "none"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     control: ControlConfig | None = None
 
     @property
@@ -203,19 +211,24 @@ def run_cell(job: Job, say: Say = lambda **_: None) -> str:
 def _run(job: Job, course: Course) -> None:
     cell, runs = job.cell, Path(job.folder).parent
 
-    def on_log(rows: list[StepLog]) -> None:
-        figures = mean_log(rows)
-        course.say(step=rows[0].step, of=course.steps, **{name: figures[name] for name in LOGGED})
-        tracker.log(figures, rows[0].step)
-
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",
+        run=f"{job.suite}/{job.title} {cell.run_id}",
         config=cell.config.model_dump(mode="json")
         | {"model": job.model_name, "hook": cell.hook, "run_id": cell.run_id},
         folder=runs,
+        tags=(cell.config.sae.architecture, cell.hook, job.model_name),
+        every=cell.config.training.log_every,
         warn=lambda text: sys.stderr.write(f"husai: {text}\n"),
     )
+    curves = Curves(tracker, cell.config.training)
+
+    def on_log(rows: list[StepLog]) -> None:
+        figures = mean_log(rows)
+        course.say(step=rows[0].step, of=course.steps, **{name: figures[name] for name in LOGGED})
+        curves.on_log(rows)
+
     meta = {
         "model_name": job.model_name,
         "hook_name": cell.hook,
@@ -224,24 +237,23 @@ def _run(job: Job, course: Course) -> None:
         "verified": job.verified,
         "run_id": cell.run_id,
     }
-    try:
+    with tracker:
         train_sae_run(
             course.hook.x,
             cell.config,
             Path(job.folder),
             meta,
             on_log=on_log,
-            stop=course.observe,
+            on_statistics=curves.on_statistics,
+            stop=curves.apart(course.observe),
             stop_at=course.looks,
-            finish=course.finish,
+            finish=curves.told(course.finish),
             fresh=course.hook.fresh,
             known=course.hook.known,
             device=job.device,
             keep_looks=True,
             earlier=earlier_seeds(runs, cell.family, cell.config, course.looks),
         )
-    finally:
-        tracker.finish()
     register(Path(job.folder), cell.family)
 
 

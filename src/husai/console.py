@@ -73,7 +73,12 @@ def warnings_said() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        err.print(f"husai: {warning.message}", markup=False)
+        warn(str(warning.message))
+
+
+def warn(text: str) -> None:
+    """A notice on standard error."""
+    err.print(f"husai: {text}", markup=False)
 
 
 def show_json(data: object) -> None:

@@ -21,7 +21,8 @@ from husai import console
 from husai.cell import Job
 from husai.errors import HusaiError
 from husai.store.lease import Holder, read_holder
-from husai.sweep.compute import Outcome, lease_path
+from husai.store.places import lease_path
+from husai.sweep.compute import Outcome
 
 REFRESH, LINE_EVERY = 1.0, 30.0  # seconds
 SHOWN = {"loss": "loss", "explained_variance": "EV", "l0": "L0", "pwmcc": "pwmcc"}

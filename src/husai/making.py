@@ -1,15 +1,14 @@
 """Models trained or compiled while somebody watches."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from husai import console
-from husai.config import CompiledConfig, Trainable
+from husai.config import CompiledConfig, TrackingConfig, Trainable
 from husai.console import say
 from husai.models import inputs_of, kind_of
 from husai.optimise import Evaluated
 from husai.store.folders import require_free
-from husai.tracking import PROJECT, Mode, open_tracker
+from husai.tracking import Attempts
 from husai.truth.circuit import GateReport
 from husai.workflow import ATTEMPTS, compile_run, train_model
 
@@ -21,40 +20,34 @@ def train_watched(
     attempts: int = ATTEMPTS,
     device: str = "cpu",
     quiet: bool = False,
-    tracking: Mode = "none",
-    project: str = PROJECT,
+    tracking: TrackingConfig | None = None,
 ) -> bool:
     """Train with a progress bar and print the gate report of the kept attempt; returns whether it passed."""
     require_free(out)
     task, kind = inputs_of(recipe), kind_of(recipe)
     say(f"Training a {kind} model on {task.op} mod {task.p} ({recipe.training.steps} steps)")
-    tracker = open_tracker(
-        tracking,
-        project=project,
-        name=f"{task.op}-p{task.p}",
-        config=recipe.model_dump(mode="json"),
-        folder=out.parent,
-        warn=lambda text: console.err.print(f"husai: {text}", markup=False),
-    )
+    tracked = Attempts(tracking or recipe.tracking, f"{task.op}-p{task.p}", out, console.warn)
     with console.progress(quiet) as bar:
         line = bar.add_task(kind, total=recipe.training.steps, figures="")
 
         def on_attempt(attempt: int, tried: Trainable) -> None:
+            tracked.begin(attempt, tried)
             if attempt:
                 say(f"  trying seed {tried.training.init_seed}")
             bar.reset(line, total=tried.training.steps, figures="")
 
         def on_evaluation(row: Evaluated) -> None:
             bar.update(line, completed=row.step, figures=row.figures)
-            tracker.log(asdict(row), row.step)
+            tracked.log(row)
             if not quiet and (bar.disable or row.step == recipe.training.steps):
                 say(f"  step {row.step:>6}  {row.figures}")
 
         def on_verdict(attempt: int, report: GateReport) -> None:
+            tracked.end(report)
             if not report.passed:
                 say(f"  attempt {attempt + 1}: the gate failed: {report.failures()}")
 
-        try:
+        with tracked:
             run = train_model(
                 recipe,
                 out,
@@ -64,8 +57,6 @@ def train_watched(
                 on_verdict=on_verdict,
                 device=device,
             )
-        finally:
-            tracker.finish()
     for text in console.gate_lines(run.report):
         say(text)
     if not run.report.passed:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from husai import console
 from husai.activations import Activations
 from husai.cell import Job
-from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, content_hash
+from husai.config import CompiledConfig, Recipe, Subject, SuiteConfig, TrackingConfig, content_hash
 from husai.console import say
 from husai.errors import HusaiError
 from husai.live import View
@@ -27,12 +27,14 @@ from husai.store.failures import failure_of
 from husai.store.files import reason
 from husai.store.folders import finished, whole_folder
 from husai.store.lease import hold
+from husai.store.places import lease_path
 from husai.sweep.compute import Outcome
 from husai.sweep.forecast import forecast
 from husai.sweep.run import Events, Tally, sweep
 from husai.sweep.tables import Tables
 from husai.sweep.truth import write_truth
 from husai.sweep.ways import Ways
+from husai.tracking import track_results, tracking_of
 
 OUT_OF_TIME = 75  # exit code: nothing is wrong, run it again (EX_TEMPFAIL of sysexits.h)
 
@@ -84,8 +86,9 @@ def run_suite(suite: SuiteConfig, results: Path, runs: Path, ways: Ways, *, show
     places = [model_place(subject, suite.name, runs) for subject in suite.subjects]
     if ways.dry_run:
         return _list_cells(suite, results, runs, ways)
+    suite = suite.model_copy(update={"tracking": tracking_of(suite, console.warn)})
     for subject, place in zip(suite.subjects, places, strict=True):
-        if _absent(subject, place) and not _made_once(subject, Path(str(place)), ways):
+        if _absent(subject, place) and not _made_once(subject, Path(str(place)), ways, suite.tracking):
             return 1
     planned, gates = ways.plan(suite, places, runs)
     names = ", ".join(dict.fromkeys(job.model_name for job in planned))
@@ -113,11 +116,16 @@ def run_suite(suite: SuiteConfig, results: Path, runs: Path, ways: Ways, *, show
             ends=ends,
             events=Events(view.begin, on_done),
         )
-    return _concluded(tally, planned, results, shown, time.monotonic() - start)
+    code, files = _concluded(tally, planned, results, shown, time.monotonic() - start)
+    if files:
+        track_results(suite, files, len(planned), runs, console.warn)
+    return code
 
 
-def _concluded(tally: Tally, planned: Sequence[Job], results: Path, shown: Path, seconds: float) -> int:
-    """Draw the report of what is there, say how the cells stand, and return the exit code."""
+def _concluded(
+    tally: Tally, planned: Sequence[Job], results: Path, shown: Path, seconds: float
+) -> tuple[int, list[Path]]:
+    """Draw the report of what is there, say how the cells stand, and return the exit code, and the files drawn."""
     for job, why in tally.failed:
         console.fail(f"{job.title}: {why}", 1)
     known = Tables(results).run_ids()
@@ -126,20 +134,21 @@ def _concluded(tally: Tally, planned: Sequence[Job], results: Path, shown: Path,
     say(f"Cells: {figures}; {absent} of the suite's {len(planned)} are not in {shown} yet ({seconds:.0f} s)")
     if tally.left:
         say(f"Out of time with {plural(len(tally.left), 'cell')} left; run the same command again to go on")
-        return OUT_OF_TIME
+        return OUT_OF_TIME, []
+    files: list[Path] = []
     if absent < len(planned):
         with hold(results / ".lease.json", about="drawing figures"):
             files = write_report(results, results)
         say(f"{len(files)} tables and figures in {shown}; read summary.md first")
     if tally.failed:
         say("Cells that failed are not tried again unless --retry-failed is given")
-    return 1 if tally.failed else 0
+    return 1 if tally.failed else 0, files
 
 
-def _made_once(subject: Subject, place: Path, ways: Ways) -> bool:
+def _made_once(subject: Subject, place: Path, ways: Ways, tracking: TrackingConfig) -> bool:
     """Make a subject's model, or wait until another sweep on the same store has; whether the suite may go on with it."""
-    with hold(place.parent / ".leases" / f"{place.name}.json", about=f"making {place.name}", wait=float("inf")):
-        return not _absent(subject, str(place)) or _make_model(subject, place, ways)
+    with hold(lease_path(place), about=f"making {place.name}", wait=float("inf")):
+        return not _absent(subject, str(place)) or _make_model(subject, place, ways, tracking)
 
 
 def model_place(subject: Subject, suite: str, runs: Path) -> str | None:
@@ -149,12 +158,12 @@ def model_place(subject: Subject, suite: str, runs: Path) -> str | None:
     return subject.model if isinstance(subject.model, str) else None
 
 
-def _make_model(subject: Subject, place: Path, ways: Ways) -> bool:
+def _make_model(subject: Subject, place: Path, ways: Ways, tracking: TrackingConfig) -> bool:
     """Write the run folder of a subject's recipe; returns whether its suite may go on with it.
 
     A declared control is expected to fail the gate: it is made once, and its suite goes on.
     """
-    recipe, device, tracking = subject.model, ways.device, ways.tracking
+    recipe, device = subject.model, ways.device
     assert isinstance(recipe, Recipe)
     if isinstance(recipe, CompiledConfig):
         return compile_and_report(recipe, place) == 0 or ways.allow_unverified

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from husai import console
-from husai.commands.options import DeviceOption, JsonOption, Kind, ModelArg, OpOption, Overrides, VariantName
+from husai.commands.options import (
+    DeviceOption,
+    JsonOption,
+    Kind,
+    ModelArg,
+    OpOption,
+    Overrides,
+    TrackOption,
+    VariantName,
+    tracked,
+)
 from husai.console import exits, say
 
 app = typer.Typer(help="Train, compile, verify and list the models under study.", no_args_is_help=True)
@@ -22,13 +32,14 @@ def model_train(
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: DeviceOption = "cpu",
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    track: TrackOption = None,
 ) -> int:
     """Train a model until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
     from husai.config import load_trainable
     from husai.making import say_run, train_watched
     from husai.resources import find_config
 
-    recipe = load_trainable(find_config(config, "models"), overrides or [])
+    recipe = load_trainable(find_config(config, "models"), [*(overrides or []), *tracked(track)])
     recipe = recipe if seed is None else recipe.with_seed(seed)
     device = console.require_device(device)
     return say_run(out, train_watched(recipe, out, attempts=attempts, device=device, quiet=quiet))

@@ -11,10 +11,13 @@ from husai.commands.options import (
     DeviceOption,
     JobsOption,
     JsonOption,
+    NoWandbOption,
     Overrides,
+    ProjectOption,
     RunsOption,
+    TrackOption,
     UnverifiedOption,
-    WandbMode,
+    tracked,
 )
 from husai.console import exits, say
 from husai.engines import EngineName
@@ -67,7 +70,9 @@ def sweep(
     ] = None,
     allow_unverified: UnverifiedOption = False,
     dry_run: Annotated[bool, typer.Option(help="list the cells, what is finished, time and memory, and stop")] = False,
-    wandb: Annotated[WandbMode, typer.Option(help="track every cell with W&B")] = "none",
+    track: TrackOption = None,
+    no_wandb: NoWandbOption = False,
+    wandb_project: ProjectOption = None,
 ) -> int:
     """Compute the missing cells of a suite and write its results; stop and start it as you like."""
     from husai.config import SuiteConfig
@@ -89,9 +94,9 @@ def sweep(
         seconds=None if max_time is None else duration(max_time),
         allow_unverified=allow_unverified,
         dry_run=dry_run,
-        tracking=wandb,
     )
-    chosen = SuiteConfig.load(find_config(suite, "suites"), overrides or [])
+    said = [*(overrides or []), *tracked(track, wandb_project, no_wandb=no_wandb)]
+    chosen = SuiteConfig.load(find_config(suite, "suites"), said)
     return run_suite(chosen, out or Path("results") / chosen.name, runs, ways)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from husai.config.base import Config, Fraction, Positive, Seed, Size, later, read_yaml
+from husai.config.tracking import TrackingConfig, tracking_field
 from husai.errors import HusaiError
 
 
@@ -74,6 +75,7 @@ class ModelConfig(Config):
     task: TaskConfig = TaskConfig()
     transformer: TransformerConfig = TransformerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random", "memorised"] | None:
@@ -117,6 +119,7 @@ class RecurrentConfig(Config):
     recurrent: RecurrentShape
     walks: WalksConfig = WalksConfig()
     training: RecurrentTrainingConfig = RecurrentTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random"] | None:

@@ -13,7 +13,6 @@ from husai.models import mlp_hooks
 from husai.runs import check_gate, load_model
 from husai.sae.pairs import Pairs, Samples
 from husai.shards import Store, open_store, sample_rows
-from husai.tracking import PROJECT, Mode
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,6 @@ class Request:
     device: str
     quiet: bool
     epochs: float | None = None
-    tracking: Mode = "none"
-    project: str = PROJECT
     shard_dir: Path | None = None
     resume_from: Path | None = None
     deterministic: bool = False

@@ -4,16 +4,13 @@ import json
 from pathlib import Path
 
 from husai.store.files import write_atomic
-
-
-def _note(run: Path) -> Path:
-    return run.parent / ".failed" / f"{run.name}.json"
+from husai.store.places import failure_path
 
 
 def note_failure(run: Path, title: str, why: str) -> None:
     """Write down that a run failed, and how often. Raises HusaiError if the note cannot be written."""
     note = {"run_id": run.name, "title": title, "error": why, "attempts": _attempts(run) + 1}
-    write_atomic(_note(run), json.dumps(note, indent=2) + "\n")
+    write_atomic(failure_path(run), json.dumps(note, indent=2) + "\n")
 
 
 def failure_of(run: Path) -> str | None:
@@ -24,7 +21,7 @@ def failure_of(run: Path) -> str | None:
 
 def forget_failure(run: Path) -> None:
     """The run is finished now."""
-    _note(run).unlink(missing_ok=True)
+    failure_path(run).unlink(missing_ok=True)
 
 
 def _attempts(run: Path) -> int:
@@ -34,7 +31,7 @@ def _attempts(run: Path) -> int:
 
 def _read(run: Path) -> dict[str, object] | None:
     try:
-        found = json.loads(_note(run).read_text(encoding="utf-8"))
+        found = json.loads(failure_path(run).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -11,6 +11,7 @@ from husai.store.checksums import verify
 from husai.store.failures import forget_failure, note_failure
 from husai.store.folders import finished
 from husai.store.lease import Lease
+from husai.store.places import lease_path
 
 
 class Outcome(NamedTuple):
@@ -19,11 +20,6 @@ class Outcome(NamedTuple):
     state: Literal["computed", "finished", "held", "failed"]
     seconds: float = 0.0
     why: str = ""
-
-
-def lease_path(folder: Path) -> Path:
-    """The lease of a run, beside all others of its store."""
-    return folder.parent / ".leases" / f"{folder.name}.json"
 
 
 def compute(job: Job) -> Outcome:

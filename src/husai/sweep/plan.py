@@ -19,7 +19,6 @@ from husai.config import (
 from husai.errors import HusaiError
 from husai.models import resolve_hook, weights_hash
 from husai.runs import check_gate, load_model
-from husai.tracking import Mode
 from husai.truth.circuit import GateReport
 
 
@@ -32,7 +31,6 @@ def plan(
     threads: int = 1,
     deterministic: bool = False,
     device: str = "cpu",
-    tracking: Mode = "none",
 ) -> tuple[list[Job], dict[str, GateReport]]:
     """All cells of a suite as jobs, and the gate report of every model by the name that results give it.
 
@@ -43,7 +41,7 @@ def plan(
     ground truth.
     """
     seeds = {"init_seeds": suite.init_seeds, "data_seeds": suite.data_seeds}
-    shared = {"threads": threads, "deterministic": deterministic, "device": device, "tracking": tracking}
+    shared = {"threads": threads, "deterministic": deterministic, "device": device, "tracking": suite.tracking}
     planned: list[Job] = []
     gates: dict[str, GateReport] = {}
     for subject, place in zip(suite.subjects, places, strict=True):

@@ -14,7 +14,8 @@ from husai.store.checksums import verify
 from husai.store.failures import failure_of, note_failure
 from husai.store.folders import finished
 from husai.store.lease import Watch, break_dead, read_holder
-from husai.sweep.compute import Outcome, compute, lease_path
+from husai.store.places import lease_path
+from husai.sweep.compute import Outcome, compute
 from husai.sweep.tables import Tables
 
 PATIENCE = 1.0  # seconds between two looks at cells that others have

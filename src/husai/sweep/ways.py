@@ -13,7 +13,6 @@ from husai.engines.processes import Processes
 from husai.engines.serial import Serial
 from husai.errors import HusaiError
 from husai.sweep.plan import plan
-from husai.tracking import Mode
 from husai.truth.circuit import GateReport
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -66,7 +65,6 @@ class Ways:
     seconds: float | None = None
     allow_unverified: bool = False
     dry_run: bool = False
-    tracking: Mode = "none"
 
     def open(self) -> Engine:
         """Raises HusaiError if the engine cannot be had."""
@@ -90,7 +88,6 @@ class Ways:
             threads=1 if self.deterministic else self.threads or fair,
             deterministic=self.deterministic,
             device=self.device,
-            tracking=self.tracking,
         )
 
     def share(self, planned: Sequence[Job]) -> Sequence[Job]:
