@@ -31,8 +31,8 @@ def main(
     """Train and verify."""
     from husai.config import ModelConfig
     from husai.console import require_device
-    from husai.resources import find_config
     from husai.making import say_run, train_watched
+    from husai.resources import find_config
 
     said = [*(overrides or []), *tracked(track, wandb_project, no_wandb=no_wandb)]
     recipe = ModelConfig.load(find_config(config, "models"), said)

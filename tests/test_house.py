@@ -36,7 +36,6 @@ ROOMS = [
         "measure",
         "workflow",
         "tracking",
-        "watching",
         "cell",
         "sweep",
         "report",

@@ -21,6 +21,7 @@ from husai.sae.train import train_saes
 from husai.sae.trainer import Trainer
 from husai.suite import run_suite, train_watched
 from husai.sweep.plan import plan
+from husai.sweep.ways import Ways
 from husai.tracking import Attempts, Curves, NoTracker, tracking_of
 
 SUITE = {
@@ -125,7 +126,7 @@ def test_the_group_of_a_sweep_is_its_name_unless_it_has_one():
 
 
 def test_a_sweep_tells_its_tracker_of_every_cell_and_of_its_figures(tmp_path, recorded):
-    run_suite(suite(tracking={"mode": "offline", "tags": ["mine"]}), tmp_path / "out", tmp_path / "runs", jobs=1)
+    run_suite(suite(tracking={"mode": "offline", "tags": ["mine"]}), tmp_path / "out", tmp_path / "runs", Ways(jobs=1))
     (cell, about), (whole, about_whole) = recorded
     assert about.tracking.group == about_whole.tracking.group == "tiny"
     assert about.tracking.tags == ("mine",)

@@ -114,7 +114,7 @@ def _append(path: Path, parts: Sequence[pd.DataFrame]) -> None:
     rows = pd.concat(parts, ignore_index=True)
     if path.is_file():
         old = read_table(path)
-        kept: Any = old[~old["run_id"].isin(set(rows["run_id"]))]
+        kept: Any = old[~old["run_id"].isin(rows["run_id"].tolist())]
         rows = pd.concat([kept, rows], ignore_index=True)
     order = [column for column in rows.columns if column not in MEASURES]
     rows = rows.sort_values(order, kind="stable", ignore_index=True)
