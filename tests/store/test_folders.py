@@ -1,10 +1,13 @@
 import errno
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from husai.errors import HusaiError
-from husai.store.checksums import DONE
+from husai.store.checksums import DONE, verify
 from husai.store.folders import finished, whole_folder
 from husai.transformer.weights import save_weights
 
@@ -121,3 +124,118 @@ def test_replacing_keeps_the_old_run_until_the_new_one_is_whole(tmp_path):
     with whole_folder(place, replace_existing=True) as folder:
         (folder / "new").write_text("2")
     assert listing(place) == ["DONE", "checksums.json", "new"]
+
+
+# --- several writers
+
+
+def write(folder, config="a", **known):
+    (folder / "config.yaml").write_text(config)
+    (folder / "provenance.json").write_text(json.dumps({"finished": "now", **known}))
+
+
+def test_of_two_writers_of_one_run_the_first_stays(tmp_path):
+    place = tmp_path / "run"
+    with whole_folder(place) as late:
+        with whole_folder(place) as early:
+            write(early, run_id="x", seconds=1)
+        write(late, run_id="x", seconds=2)
+    assert json.loads((place / "provenance.json").read_text())["seconds"] == 1
+    assert verify(place) == []
+    assert listing(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("other", [{"config": "b"}, {"run_id": "y"}, {"model_name": "m"}])
+def test_of_two_writers_of_different_runs_the_second_is_told(tmp_path, other):
+    place = tmp_path / "run"
+
+    def fill():
+        with whole_folder(place) as late:
+            with whole_folder(place) as early:
+                write(early, run_id="x")
+            write(late, **({"run_id": "x"} | other))
+
+    with pytest.raises(HusaiError, match="run: already holds a finished run"):
+        fill()
+    assert (place / "config.yaml").read_text() == "a"
+    assert listing(tmp_path) == ["run"]
+
+
+def test_what_a_stranger_put_there_meanwhile_stays(tmp_path):
+    place = tmp_path / "run"
+
+    def fill():
+        with whole_folder(place) as folder:
+            write(folder)
+            place.mkdir()
+            (place / "thesis.tex").write_text("mine")
+
+    with pytest.raises(HusaiError, match="run: exists and is not an empty folder"):
+        fill()
+    assert listing(place) == ["thesis.tex"]
+    assert listing(tmp_path) == ["run"]
+
+
+RACE = """
+import json, sys, time
+from pathlib import Path
+from husai.errors import HusaiError
+from husai.store.folders import finished, whole_folder
+folder, me, made = Path(sys.argv[1]), sys.argv[2], 0
+(folder / me).write_text("")
+while len(list(folder.glob("[01]"))) < 2:
+    time.sleep(0.001)
+for n in range(30):
+    place = folder / "runs" / f"run{n}"
+    try:
+        with whole_folder(place) as inside:
+            (inside / "config.yaml").write_text("a")
+            (inside / "provenance.json").write_text(json.dumps({"run_id": place.name, "by": me}))
+            (inside / "weights").write_text(me * 1000)
+        made += 1
+    except HusaiError as error:
+        assert "already holds a finished run" in str(error), error
+    assert finished(place)
+print(made)
+"""
+
+
+def test_two_processes_that_write_the_same_runs_make_each_once(tmp_path):
+    both = [
+        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), me], stdout=subprocess.PIPE, text=True)
+        for me in "01"
+    ]
+    made = [int(process.communicate(timeout=120)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(made) >= 30
+    assert listing(tmp_path / "runs") == sorted(f"run{n}" for n in range(30))
+    for place in (tmp_path / "runs").iterdir():
+        assert verify(place) == []
+        assert (place / "weights").read_text() == json.loads((place / "provenance.json").read_text())["by"] * 1000
+
+
+def test_a_failing_writer_does_not_take_the_folder_from_under_another(tmp_path):
+    place = tmp_path / "runs" / "one"
+
+    def fail():
+        with whole_folder(tmp_path / "runs" / "two"), whole_folder(place):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert listing(tmp_path) == []
+
+
+def test_what_is_written_cannot_be_read_back_wrong(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("husai.store.folders.flush", full)
+
+    def fill():
+        with whole_folder(tmp_path / "run") as folder:
+            write(folder)
+
+    with pytest.raises(HusaiError, match="run: cannot be written \\(No space left on device\\)"):
+        fill()
+    assert listing(tmp_path) == []

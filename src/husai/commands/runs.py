@@ -12,7 +12,7 @@ from husai.console import exits, say
 app = typer.Typer(help="Run folders: list, show, verify, and clean up.", no_args_is_help=True)
 RunsOption = Annotated[Path, typer.Option(help="folder for run folders")]
 RUNS = Path("runs")
-STYLES = {"finished": "green", "running": "cyan", "failed": "red", "damaged": "red", "unfinished": "yellow"}
+STYLES = {"running": "cyan", "failed": "red", "damaged": "red", "unfinished": "yellow"}
 MIB = 2**20
 
 
@@ -26,22 +26,19 @@ def runs_list(
     """Every run, what it is, and how far."""
     from dataclasses import asdict
 
-    from rich.table import Table
-    from rich.text import Text
-
     from husai.store.listing import list_runs
 
     known = list_runs(runs, check=check)
     if json:
         return console.show_json([asdict(run) for run in known])
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "what", "state", "MiB", "finished", "seconds", ""):
-        table.add_column(name, justify="right" if name in ("MiB", "seconds") else "left")
+    lines = [("id", "what", "state", "MiB", "finished", "seconds", "")]
     for run in known:
         seconds = "" if run.seconds is None else f"{run.seconds:.1f}"
-        shown = (run.id, run.what, run.state, f"{run.size / MIB:.1f}", run.finished or "", seconds, run.detail)
-        table.add_row(*map(Text, shown), style=STYLES[run.state] if run.state != "finished" else None)
-    console.out.print(table)
+        lines.append((run.id, run.what, run.state, f"{run.size / MIB:.1f}", run.finished or "", seconds, run.detail))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        shown = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        say(shown.rstrip(), STYLES.get(line[2]))
     say(f"{len(known)} runs, {sum(run.size for run in known) / MIB:.1f} MiB")
     return None
 

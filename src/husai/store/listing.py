@@ -100,7 +100,7 @@ def describe(place: Path, writing: Sequence[Path] = (), *, check: bool = False) 
         shown = ", ".join(f"{name} {_shown(value)}" for name, value in holder.progress.items())
         state, detail = "running", f"{holder.host}: {shown}" if shown else holder.host
     elif note:
-        state, detail = "failed", str(note.get("error", ""))
+        state, detail = "failed", " ".join(str(note.get("error", "")).split())
     done = str(known["finished"]) if "finished" in known else None
     time = float(seconds) if isinstance(seconds, int | float) else None
     return Run(place.name, what, state, size_of(place, checkpoint_folder(place), *writing), done, time, detail)
