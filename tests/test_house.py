@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 ROOMS = [
     *(
         "errors",
+        "memory",
         "seeding",
         "schedule",
         "config",

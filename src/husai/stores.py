@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from husai.activations import Normalisation, Normaliser
+from husai.activations import Normalisation, Normaliser, require_ordinary
 from husai.errors import HusaiError
 from husai.runs import reason, require_free, write_atomic
 from husai.seeding import generator
@@ -83,9 +83,7 @@ class Store:
                 "it had when the store was opened"
             )
         x = self.read(index)
-        bad = (~x.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise HusaiError(f"{shard.path}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
+        require_ordinary(x, shard.path)
         return x
 
     def verify(self) -> None:
