@@ -12,6 +12,7 @@ ROOMS = [
     *(
         "errors",
         "engines",
+        "memory",
         "seeding",
         "schedule",
         "modes",

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from husai.activations import Normalisation, Normaliser
+from husai.activations import Normalisation, Normaliser, require_ordinary
 from husai.errors import HusaiError
 from husai.seeding import generator
 from husai.store.checksums import file_hash
@@ -84,9 +84,7 @@ class Store:
                 "it had when the store was opened"
             )
         x = self.read(index)
-        bad = (~x.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise HusaiError(f"{shard.path}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
+        require_ordinary(x, shard.path)
         return x
 
     def verify(self) -> None:

@@ -25,7 +25,7 @@ from husai.config.architectures import (
     TopKTranscoderConfig,
     TranscoderConfig,
 )
-from husai.config.base import Config, content_hash, override, read_yaml
+from husai.config.base import Config, content_hash, override
 from husai.config.baselines import (
     ArchetypalConfig,
     FittedConfig,
@@ -56,6 +56,7 @@ from husai.config.registered import AnySAE, RegisteredConfig
 from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
+from husai.config.text import read_yaml
 from husai.config.tracking import TrackingConfig
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from husai.config.axes import expand, is_grid, require_few
-from husai.config.base import NAME, Config, Positive, Seed, content_hash, later
+from husai.config.base import NAME, Config, Count, Positive, Seed, content_hash, later
 from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig, Trainable
 from husai.config.registered import ArchitectureConfig
 from husai.config.sae import SAETrainingConfig
@@ -19,7 +19,7 @@ DEFAULT_MODEL = "add-p113-0"
 class AnalysisConfig(Config):
     """What is computed beside the raw scores. More draws cost time and narrow the chance levels."""
 
-    curve: tuple[int, ...] = Field(
+    curve: tuple[Count, ...] = Field(
         default=(0, 30, 100, 300, 1000), description="steps at which every score is taken; the end is added"
     )
     null_draws: Positive = Field(

@@ -160,11 +160,16 @@ class Checkpoints:
         """
         folder = self.source or self.folder
         found = sorted(folder.glob("step-*.json"), reverse=True) if folder.is_dir() else []
+        passed_over: list[str] = []
         for path in found:
             try:
-                return self._read(path)
+                resumed = self._read(path)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                self.warn(f"{path}: is truncated or damaged ({error}); going back to the checkpoint before it")
+                passed_over.append(f"{path}: is truncated or damaged ({error}); going back to the checkpoint before it")
+                continue
+            for text in passed_over:
+                self.warn(text)
+            return resumed
         if found:
             raise HusaiError(f"{folder}: every checkpoint in it is truncated or damaged; remove it to start anew")
         if self.source is not None:
