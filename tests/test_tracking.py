@@ -42,8 +42,10 @@ def opened(mode, folder, notices, **more):
 
 def wandb_records(folder):
     """The records of the only W&B run below `folder`, as W&B's protocol has them."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # waits until its process has written everything
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     data, at, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
