@@ -233,7 +233,8 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     notices = []
     assert type(opened("tensorboard", tmp_path / "file", notices)) is NoTracker
-    assert notices == ["TensorBoard cannot be used (NotADirectoryError); going on without it"]
+    assert len(notices) == 1
+    assert notices[0].startswith("TensorBoard cannot be used (NotADirectoryError: ")
 
 
 @contextmanager
@@ -256,7 +257,7 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path):
         assert not tracker.on
         tracker.log({"loss": 1.0}, 1)
         tracker.finish()
-    assert notices == ["TensorBoard stopped working (OSError); going on without it"]
+    assert notices == ["TensorBoard stopped working (OSError: [Errno 27] File too large); going on without it"]
 
 
 class Faulty:
@@ -269,7 +270,7 @@ class Faulty:
         self.calls += 1
         if self.hangs:
             threading.Event().wait()
-        raise ConnectionError
+        raise ConnectionError("refused\nand more")
 
     log = finish = add = close = _fail
 
@@ -305,6 +306,7 @@ def test_a_failing_tracker_is_left_behind_once(monkeypatch, kind, hangs, call):
     assert not tracker.on
     assert len(notices) == 1
     assert notices[0].startswith(f"{kind.name} stopped working (")
+    assert "\n" not in notices[0]
 
 
 def test_a_start_that_hangs_is_given_up(tmp_path, monkeypatch):
