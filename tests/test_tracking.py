@@ -229,12 +229,13 @@ def test_what_failed_is_tried_again_later(tmp_path, monkeypatch):
     assert len(notices) == 2
 
 
-def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path):
+@pytest.mark.parametrize(("mode", "name"), [("tensorboard", "TensorBoard"), ("offline", "W&B")])
+def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path, mode, name):
     (tmp_path / "file").write_text("")
     notices = []
-    assert type(opened("tensorboard", tmp_path / "file", notices)) is NoTracker
+    assert type(opened(mode, tmp_path / "file" / "runs", notices)) is NoTracker
     assert len(notices) == 1
-    assert notices[0].startswith("TensorBoard cannot be used (NotADirectoryError: ")
+    assert notices[0].startswith(f"{name} cannot be used (NotADirectoryError: ")
 
 
 @contextmanager
