@@ -269,6 +269,6 @@ def test_an_unreachable_server_costs_a_notice_and_a_bounded_time(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=given, check=False)
     assert done.returncode == 0, done.stderr
     assert finished(tmp_path / "run")
-    assert len(re.findall(r"W&B cannot be used \(\w+\); going on without it", done.stderr)) == 1
+    assert done.stderr.count("W&B cannot be used (") == done.stderr.count("going on without it") == 1
     assert "Traceback" not in done.stderr
     assert time.perf_counter() - start < 200

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 LIMIT = 90.0  # seconds a run waits for any one answer of a tracker
+LONGEST = 160  # characters of an error's message that a notice quotes
 RETRY_AFTER = 600.0  # seconds in which a process does not try again what failed
 
 Warn = Callable[[str], object]
@@ -110,5 +111,8 @@ class Tracker(NoTracker):
 
 
 def named(error: Exception) -> str:
-    """What went wrong, in a word or two."""
-    return f"no answer within {LIMIT:.0f} s" if isinstance(error, Unanswered) else error.__class__.__name__
+    """What went wrong: the kind of error and the first line of what it says."""
+    if isinstance(error, Unanswered):
+        return f"no answer within {LIMIT:.0f} s"
+    said = str(error).strip().split("\n")[0][:LONGEST]
+    return f"{error.__class__.__name__}: {said}" if said else error.__class__.__name__

@@ -68,6 +68,7 @@ def start(
     """A W&B run, as `tracking` says, beside any others of this process."""
     import wandb
 
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be written, W&B would write elsewhere
     settings = wandb.Settings(
         silent=True,
         console="off",  # standard output stays as it is
@@ -84,6 +85,6 @@ def start(
         name=name,
         config=dict(config),
         mode=mode,
-        dir=str(folder),
+        dir=str(folder.resolve()),
         settings=settings,
     )
