@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))  # test modules have no package; their helpers are found by name
 
-from fuzz_cases import run, table  # noqa: E402
+from fuzz_cases import run, table
 
 from husai.config import RecurrentConfig, TransformerConfig
 from husai.recurrent.model import Recurrent
@@ -59,7 +59,10 @@ def sae_lens() -> None:
 def saes(sae_lens, store, tmp_path_factory) -> Path:
     """A run folder of two SAEs, seed-0-0 and seed-1-1, and its checkpoints in `checkpoints`."""
     place = tmp_path_factory.mktemp("saes")
-    settings = [*(f"sae.{key}={value}" for key, value in SAE.items()), *(f"training.{k}={v}" for k, v in TRAINING.items())]
+    settings = [
+        *(f"sae.{key}={value}" for key, value in SAE.items()),
+        *(f"training.{k}={v}" for k, v in TRAINING.items()),
+    ]
     train = ("sae", "train", "--shard-dir", store, "--seeds", 2, "--quiet")
     kept: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -27,7 +27,9 @@ def nested(levels: int) -> Any:
 
 def values() -> st.SearchStrategy[Any]:
     deep = st.sampled_from([30, 70, 400]).map(nested)
-    return st.one_of(st.sampled_from(SCALARS), st.sampled_from(COMPOUND), st.integers(-3, 40), st.text(max_size=8), deep)
+    return st.one_of(
+        st.sampled_from(SCALARS), st.sampled_from(COMPOUND), st.integers(-3, 40), st.text(max_size=8), deep
+    )
 
 
 @st.composite
@@ -112,7 +114,9 @@ def damaged_tensors(draw: Any, content: bytes) -> bytes:
     name = draw(st.sampled_from(names))
     if how == "values":
         start, end = header[name]["data_offsets"]
-        special = draw(st.sampled_from([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00"]))
+        special = draw(
+            st.sampled_from([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00"])
+        )
         data = data[:start] + special * ((end - start) // 4) + data[end:]
     elif how == "names":
         other = draw(st.sampled_from([*names, "", "x" * 2000, "../../x", "W_enc", "\x00"]))
@@ -140,11 +144,13 @@ def damaged_frame(draw: Any, table: pd.DataFrame) -> pd.DataFrame:
     """A table with a column dropped, renamed, of another type or holding other values, or with rows dropped or doubled."""
     table = table.copy()
     column = draw(st.sampled_from([*table.columns]))
-    how = draw(st.sampled_from(["drop", "rename", "text", "none", "number", "nan", "huge", "rows", "empty", "double", "some"]))
+    how = draw(
+        st.sampled_from(["drop", "rename", "text", "none", "number", "nan", "huge", "rows", "empty", "double", "some"])
+    )
     if how == "drop":
         return table.drop(columns=column)
     if how == "rename":
-        return table.rename(columns={column: draw(st.sampled_from(["x", "", "value2", *table.columns[:3]]))})
+        return table.rename(columns={column: draw(st.sampled_from(["x", "", "value2"]))})
     if how in ("empty", "rows", "double"):
         kept = {"empty": 0, "rows": draw(st.integers(1, len(table))), "double": len(table)}[how]
         chosen = table.sample(kept, random_state=draw(st.integers(0, 99)))

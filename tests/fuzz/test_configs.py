@@ -68,7 +68,18 @@ def folder_with(content: bytes) -> Path:
 
 def sweep(kind: str, content: bytes, *overrides: str) -> None:
     folder = folder_with(content)
-    case(kind, folder, "sweep", folder / "it.yaml", "--dry-run", "--runs", folder / "runs", "--out", folder / "out", *overrides)
+    case(
+        kind,
+        folder,
+        "sweep",
+        folder / "it.yaml",
+        "--dry-run",
+        "--runs",
+        folder / "runs",
+        "--out",
+        folder / "out",
+        *overrides,
+    )
 
 
 @fuzz
@@ -86,9 +97,15 @@ def test_axes(content):
 @fuzz
 @given(st.data())
 def test_overrides(data):
-    key = data.draw(st.sampled_from(["base.sae.k", "axes.sae.k", "axes", "name", "init_seeds", "base.model.planted", "a.b", "", "."]))
+    key = data.draw(
+        st.sampled_from(
+            ["base.sae.k", "axes.sae.k", "axes", "name", "init_seeds", "base.model.planted", "a.b", "", "."]
+        )
+    )
     extra = data.draw(st.sampled_from(["", "", "x", ".x", "..", "," * 3, "." * 100, "\u202e"]))
-    value = data.draw(st.one_of(values().map(lambda v: yaml.safe_dump(v, default_flow_style=True)), st.text(max_size=12)))
+    value = data.draw(
+        st.one_of(values().map(lambda v: yaml.safe_dump(v, default_flow_style=True)), st.text(max_size=12))
+    )
     text = f"{key}{extra}{data.draw(st.sampled_from(['=', '=', '=', '', '==']))}{value}".replace("\x00", "")
     text = text.encode(errors="replace").decode().lstrip("-")
     sweep("overrides", yaml.safe_dump(AXES, sort_keys=False).encode(), text)

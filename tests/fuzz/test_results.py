@@ -33,7 +33,9 @@ def spoil(data, folder: Path) -> None:
     if how == "gone":
         path.unlink()
     elif how == "other":
-        shutil.copy(folder / data.draw(st.sampled_from(["atoms.parquet", "cells.json", "truth.json"])), folder / "other")
+        shutil.copy(
+            folder / data.draw(st.sampled_from(["atoms.parquet", "cells.json", "truth.json"])), folder / "other"
+        )
         (folder / "other").replace(path)
     elif how == "bytes":
         path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
@@ -93,4 +95,14 @@ def test_findings(results, data):
     folder = copied(results)
     spoil(data, folder / "fuzz")
     (folder / "text.md.j2").write_text(TEMPLATE)
-    case("results, findings", folder, "findings", "--template", folder / "text.md.j2", "--results", folder, "--out", folder / "F.md")
+    case(
+        "results, findings",
+        folder,
+        "findings",
+        "--template",
+        folder / "text.md.j2",
+        "--results",
+        folder,
+        "--out",
+        folder / "F.md",
+    )

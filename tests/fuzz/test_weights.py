@@ -32,7 +32,9 @@ def spoil(data, path: Path) -> None:
         path.unlink()
         path.mkdir()
     elif how == "other":
-        path.write_bytes(data.draw(st.sampled_from([b"PK\x03\x04" + content, b"\x89PNG", b"{}", b"[]", b"\x80\x02}q\x00.", b"null"])))
+        path.write_bytes(
+            data.draw(st.sampled_from([b"PK\x03\x04" + content, b"\x89PNG", b"{}", b"[]", b"\x80\x02}q\x00.", b"null"]))
+        )
     elif path.suffix == ".safetensors":
         path.write_bytes(data.draw(damaged_tensors(content)))
     elif path.suffix == ".json" and data.draw(st.integers(0, 3)):

@@ -53,9 +53,7 @@ def plant(config: PlantedConfig) -> Planted:
     Raises HusaiError if an atom is active in no sample, since it would be truth that the data do not hold.
     """
     room = config.samples * (16 * config.n_atoms + 8 * config.d_model) + 8 * config.n_atoms * config.d_model
-    require_memory(
-        room, f"planted: {config.samples} samples of n_atoms {config.n_atoms} in d_model {config.d_model}"
-    )
+    require_memory(room, f"planted: {config.samples} samples of n_atoms {config.n_atoms} in d_model {config.d_model}")
     atoms = _atoms(config)
     active = _support(config, config.samples, generator("planted-support", config.seed))
     silent = (~active.any(0)).nonzero()
