@@ -1,5 +1,6 @@
 """The results of a suite as the report sees them."""
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,11 @@ DIALS = {"l1_coefficient": "λ", "l0_coefficient": "λ", "target_l0": "L0"}
 def rows_of(frame: Any) -> list[dict[str, Any]]:
     """A table's rows as dictionaries."""
     return frame.to_dict(orient="records")
+
+
+def file_name(text: str) -> str:
+    """A name from a table as a part of a file's name: without what would lead to another folder."""
+    return re.sub(r"[^\w.,=:+-]", "_", text)
 
 
 def source_of(model: str) -> str:
@@ -178,7 +184,7 @@ class CellView:
             self.precision.replace("/", "-"),
             self.control,
         )
-        return "_".join(str(part) for part in parts if part)
+        return file_name("_".join(str(part) for part in parts if part))
 
 
 def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "pwmcc") -> dict[str, Interval]:
