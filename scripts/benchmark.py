@@ -71,7 +71,7 @@ def transformer(rounds: int, p: int, out: Path) -> bool:
     """Both layouts; False if the losses disagree."""
     import torch
 
-    from husai.runs import write_atomic
+    from husai.store.files import write_atomic
 
     table: list[dict[str, Any]] = []
     for layout in ("abe", "husai"):

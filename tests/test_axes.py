@@ -14,7 +14,7 @@ from husai.config.axes import MOST_CELLS
 from husai.errors import HusaiError
 from husai.resources import find_config
 from husai.suite import model_place
-from husai.sweep import plan
+from husai.sweep.plan import plan
 
 BASE = {"model": "add-p59-0", "hook": "resid_post", "sae": {"architecture": "topk", "d_sae": 64, "k": 1}}
 

@@ -39,7 +39,8 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from husai.runs import GateFailed, reason
+        from husai.runs import GateFailed
+        from husai.store.files import reason
 
         signal.signal(signal.SIGTERM, _terminate)
         try:
@@ -90,7 +91,12 @@ def warnings_said() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        err.print(f"husai: {one_line(str(warning.message))}", markup=False)
+        warn(one_line(str(warning.message)))
+
+
+def warn(text: str) -> None:
+    """A notice on standard error."""
+    err.print(f"husai: {text}", markup=False)
 
 
 def show_json(data: object) -> None:

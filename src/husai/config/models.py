@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from husai.config.base import Config, Count, Fraction, Positive, Seed, Size, later
 from husai.config.text import read_yaml
+from husai.config.tracking import TrackingConfig, tracking_field
 from husai.errors import HusaiError
 
 
@@ -75,6 +76,7 @@ class ModelConfig(Config):
     task: TaskConfig = TaskConfig()
     transformer: TransformerConfig = TransformerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random", "memorised"] | None:
@@ -118,6 +120,7 @@ class RecurrentConfig(Config):
     recurrent: RecurrentShape
     walks: WalksConfig = WalksConfig()
     training: RecurrentTrainingConfig = RecurrentTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random"] | None:

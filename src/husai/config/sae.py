@@ -11,6 +11,7 @@ from husai.config.base import Config, Count, Fraction, Positive, Seed, Size, lat
 from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
 from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
 from husai.config.text import read_yaml
+from husai.config.tracking import TrackingConfig, tracking_field
 from husai.errors import HusaiError
 
 ONLY_STEPS = (  # switches of the training that nothing reads where a dictionary is solved for
@@ -183,6 +184,7 @@ class SAEConfig(Config):
     training: SAETrainingConfig = SAETrainingConfig()
     init_seeds: tuple[Seed, ...] = Field((0,), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0,), description="seed of the order of batches, one an SAE")
+    tracking: TrackingConfig = tracking_field()
 
     @model_validator(mode="after")
     def _seeds_pair(self) -> Self:

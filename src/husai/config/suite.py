@@ -7,10 +7,11 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 
 from husai.config.axes import expand, is_grid, require_few
 from husai.config.base import NAME, Config, Count, Positive, Seed, content_hash, later
-from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig
+from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig, Trainable
 from husai.config.registered import ArchitectureConfig
 from husai.config.sae import SAETrainingConfig
 from husai.config.samples import CirclesSource, ControlConfig, PlantedSource
+from husai.config.tracking import TrackingConfig, tracking_field
 
 DEFAULT_MODEL = "add-p113-0"
 
@@ -71,6 +72,12 @@ def _kind_of_model(value: Any) -> str:
     return next((kind for key, kind in kinds.items() if key in keys), "recipe")
 
 
+def _tracked_with_suite(model: Any) -> Any:
+    if isinstance(model, Trainable) and model.tracking != TrackingConfig():
+        raise ValueError("a model of a suite is tracked as the suite is; tracking belongs at the top of the suite")
+    return model
+
+
 ModelOrSource = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[ModelConfig, Tag("recipe")]
@@ -79,6 +86,7 @@ ModelOrSource = Annotated[
     | Annotated[PlantedSource, Tag("planted")]
     | Annotated[CirclesSource, Tag("circles")],
     Discriminator(_kind_of_model),
+    AfterValidator(_tracked_with_suite),
 ]
 
 
@@ -138,6 +146,7 @@ class SuiteConfig(Config):
     init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @classmethod
     def parse(cls, data: object, where: str = "config") -> Self:

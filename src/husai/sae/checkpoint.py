@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from husai.errors import HusaiError
-from husai.runs import write_atomic
 from husai.sae.params import Params
-from husai.stores import file_hash, write_tensors
+from husai.shards import write_tensors
+from husai.store.checksums import file_hash
+from husai.store.files import write_atomic
+from husai.store.places import checkpoint_folder
 
 KEEP = 2
 
@@ -223,11 +225,6 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {name: tree}
     return {key: value for part in tree for key, value in _flat(tree[part], f"{name}.{part}".lstrip(".")).items()}
-
-
-def checkpoint_folder(out: Path) -> Path:
-    """Where the checkpoints of a run lie until it is finished."""
-    return out.with_name(f"{out.name}.checkpoints")
 
 
 def source_folder(given: Path) -> Path:

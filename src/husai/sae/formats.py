@@ -10,7 +10,7 @@ from torch import Tensor
 
 from husai.activations import ordinary
 from husai.errors import HusaiError
-from husai.stores import read_file
+from husai.shards import read_file
 
 
 class Format(NamedTuple):
