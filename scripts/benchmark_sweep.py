@@ -161,9 +161,9 @@ def write_tables(rows: list[dict[str, Any]], out: Path) -> str:
         f"{hardware()}.",
         "",
         "`ratio` of the first row: time of the sweep over that of the same cells bare, less one; both in one process on one "
-        "thread, cell by cell side by side; `cpu_ratio` the same of processor time, without waits for the disk. `ratio` of Ray's "
-        "row: wall time of the serial sweep (`bare_s`) over Ray's (`swept_s`), on two processors. planning_s: reading the suite "
-        "and making its cells, part of `swept_s`.",
+        "thread, cell by cell side by side; `cpu_ratio`: of processor time, without waits for the disk. `ratio` of Ray's row: "
+        "wall time of the serial sweep (`bare_s`) over Ray's (`swept_s`), on two processors. planning_s: reading the suite and "
+        "making its cells, part of `swept_s`.",
         "",
         *markdown(whole),
     ]
