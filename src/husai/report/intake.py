@@ -156,7 +156,7 @@ def _is(column: Any, kind: str) -> bool:
 
 
 def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[str, Any], folder: Path) -> None:
-    """Raises HusaiError unless every run has one set of labels, what is true of it, its atoms, and a fit at its end."""
+    """Raises HusaiError unless every run has one set of labels, what is true of it, and a fit at its end."""
     runs = records.groupby("run_id", sort=True)
     several = runs[list(LABELS)].nunique().gt(1)
     if several.to_numpy().any():
@@ -176,8 +176,6 @@ def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[s
     for table, what in ((overall, "over all seeds"), (single, "of each seed")):
         if missing := sorted(wanted - set(table["run_id"])):
             raise HusaiError(f"{folder}: run {missing[0]} has no explained_variance {what} at its last step")
-    if missing := sorted(wanted - set(atoms["run_id"])):
-        raise HusaiError(f"{folder}: atoms.parquet has no row of run {missing[0]}")
     if any("subspaces" in known for hooks in truth.values() for known in hooks.values()):
         require_columns(atoms, TUNED, folder / "atoms.parquet")
 

@@ -337,8 +337,13 @@ class SuiteResults:
         return [(codes, atoms[int(atom)]) for codes, atom in zip(maps, shown, strict=True)]
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
-        """Rows of the atom table of a cell's first member, by atom: those of its init seed and its data seed."""
+        """Rows of the atom table of a cell's first member, by atom: those of its init seed and its data seed.
+
+        Raises HusaiError if it has none.
+        """
         own = rows_of(self.atoms[self.atoms["run_id"] == cell.run_id])
+        if not own:
+            raise HusaiError(f"{self.folder / FILES[1]}: has no row of run {cell.run_id}")
         first = own[0]["init_seed"], own[0]["data_seed"]
         return {int(row["atom"]): row for row in own if (row["init_seed"], row["data_seed"]) == first}
 
