@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ RECORDS = {
 }
 ATOMS = {"run_id": TEXT, "init_seed": WHOLE, "data_seed": WHOLE, "atom": WHOLE, "live": FLAG, "firing_rate": NUMBER}
 TUNED = {"label": ANY, "k": NUMBER, "purity": NUMBER}  # of atoms, where there are true planes
+TABLES = (RECORDS, ATOMS)
 COSTS = {"run_id": TEXT}
 DIMENSIONS = {"tuning_maps": 3, "tuning_atoms": 1}  # of arrays; of every other, 2
 
@@ -95,6 +97,11 @@ TEXTS: dict[str, TypeAdapter[Any]] = {
     "gate.json": TypeAdapter(dict[str, _Gate]),
     "truth.json": TypeAdapter(dict[str, dict[str, _Atoms | _Planes]]),
 }
+
+
+def file_name(text: str) -> str:
+    """A name from a table as a part of a file's name: without what would lead to another folder."""
+    return re.sub(r"[^\w.,=:+-]", "_", text)
 
 
 def read_text(path: Path) -> Any:
