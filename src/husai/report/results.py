@@ -323,11 +323,8 @@ class SuiteResults:
 
         Raises HusaiError as `read_arrays`, or if they are not there or not of that member.
         """
-        arrays, atoms, path = (
-            intake.read_arrays(self._arrays_of(cell)),
-            self.first_seed_atoms(cell),
-            self._arrays_of(cell),
-        )
+        path, atoms = self._arrays_of(cell), self.first_seed_atoms(cell)
+        arrays = intake.read_arrays(path)
         maps, shown = arrays.get("tuning_maps"), arrays.get("tuning_atoms")
         if maps is None or shown is None or len(maps) != len(shown) or 0 in maps.shape:
             raise HusaiError(f"{path}: must hold tuning_maps and tuning_atoms, as many of one as of the other")
