@@ -32,7 +32,7 @@ ci: $(READY) ## slower checks: the wheel from another folder, the pipeline scrip
 	$(BIN)/husai smoke
 	$(BIN)/python scripts/check_saelens.py results/smoke/runs
 
-fuzz: $(READY) ## hostile input: 2,250 cases, the same ones every time, counted by kind in results/fuzz.md
+fuzz: $(READY) ## hostile input: 2,550 cases, the same ones every time, counted by kind in results/fuzz.md
 	FUZZ_CASES=150 FUZZ_REPORT=results/fuzz.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/fuzz
 
 wheel: $(READY)

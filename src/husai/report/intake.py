@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ RECORDS = {
 }
 ATOMS = {"run_id": TEXT, "init_seed": WHOLE, "data_seed": WHOLE, "atom": WHOLE, "live": FLAG, "firing_rate": NUMBER}
 TUNED = {"label": ANY, "k": NUMBER, "purity": NUMBER}  # of atoms, where there are true planes
+TABLES = (RECORDS, ATOMS)
 COSTS = {"run_id": TEXT}
 DIMENSIONS = {"tuning_maps": 3, "tuning_atoms": 1}  # of arrays; of every other, 2
 
@@ -97,6 +99,11 @@ TEXTS: dict[str, TypeAdapter[Any]] = {
 }
 
 
+def file_name(text: str) -> str:
+    """A name from a table as a part of a file's name: without what would lead to another folder."""
+    return re.sub(r"[^\w.,=:+-]", "_", text)
+
+
 def read_text(path: Path) -> Any:
     """The plain data of one of TEXTS. Raises HusaiError for what is damaged, or is not what such a file holds."""
     try:
@@ -156,7 +163,7 @@ def _is(column: Any, kind: str) -> bool:
 
 
 def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[str, Any], folder: Path) -> None:
-    """Raises HusaiError unless every run has one set of labels, what is true of it, its atoms, and a fit at its end."""
+    """Raises HusaiError unless every run has one set of labels, what is true of it, and a fit at its end."""
     runs = records.groupby("run_id", sort=True)
     several = runs[list(LABELS)].nunique().gt(1)
     if several.to_numpy().any():
@@ -176,8 +183,6 @@ def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[s
     for table, what in ((overall, "over all seeds"), (single, "of each seed")):
         if missing := sorted(wanted - set(table["run_id"])):
             raise HusaiError(f"{folder}: run {missing[0]} has no explained_variance {what} at its last step")
-    if missing := sorted(wanted - set(atoms["run_id"])):
-        raise HusaiError(f"{folder}: atoms.parquet has no row of run {missing[0]}")
     if any("subspaces" in known for hooks in truth.values() for known in hooks.values()):
         require_columns(atoms, TUNED, folder / "atoms.parquet")
 

@@ -11,8 +11,9 @@ from husai.analysis.stats import MANY
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
+from husai.report.intake import file_name
 from husai.report.measures import measures
-from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, file_name, rungs_of
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
 from husai.report.significance import significance
 from husai.report.text import beside_table, has, interval, markdown, named, number, plural
 from husai.report.variance import variance_section
