@@ -17,7 +17,7 @@ from pathlib import Path
 from husai.config import load_trainable
 from husai.models import save_weights
 from husai.resources import find_config, reference_dir
-from husai.runs import finished
+from husai.store.folders import finished
 from husai.workflow import train_model
 
 WANTED = (("add-p113", 3), ("mul-p113", 1), ("add-p59", 1), ("sub-p113", 1), ("squares-p113", 1), ("gru-p101", 1))

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
+from husai.commands.options import NoWandbOption, ProjectOption, tracked
 from husai.commands.training import TrainingFlags, with_training_flags
 from husai.console import exits, say
-from husai.tracking import PROJECT
 
 
 @exits
@@ -31,8 +31,8 @@ def main(
     learning_rate: Annotated[float | None, typer.Option(help="training.lr")] = None,
     checkpoint_interval: Annotated[int | None, typer.Option(min=1, help="training.checkpoint_every")] = None,
     save_dir: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/sae"),
-    no_wandb: Annotated[bool, typer.Option("--no-wandb", help="do not track with W&B")] = False,
-    wandb_project: Annotated[str, typer.Option(help="W&B project")] = PROJECT,
+    no_wandb: NoWandbOption = False,
+    wandb_project: ProjectOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
     *,
     flags: TrainingFlags,
@@ -45,9 +45,10 @@ def main(
     if epochs is not None and epochs <= 0:
         raise HusaiError(f"--epochs {epochs}: must be above 0")
     training = {"batch_size": batch_size, "lr": learning_rate, "checkpoint_every": checkpoint_interval}
-    chosen = flags.load([*(overrides or []), *seeds], **training)
-    tracking = flags.track or ("none" if no_wandb else "auto")
-    more = {"position": position, "epochs": epochs, "quiet": quiet, "tracking": tracking, "project": wandb_project}
+    said = [*(overrides or []), *seeds, *tracked(None, wandb_project, no_wandb=no_wandb)]
+    chosen = flags.load(said, **training)
+    chosen = chosen.model_copy(update={"tracking": chosen.tracking.otherwise("auto")})
+    more = {"position": position, "epochs": epochs, "quiet": quiet}
     request = flags.request(transformer_checkpoint, chosen, save_dir, **more)
     if flags.dry_run:
         say("\n".join(estimate_single(request).lines))

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from husai.commands.options import NoWandbOption, ProjectOption, TrackOption, tracked
 from husai.console import exits
-from husai.tracking import PROJECT
 
 
 @exits
@@ -23,17 +23,19 @@ def main(
     save_dir: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/transformer"),
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda:0")] = "cpu",
-    no_wandb: Annotated[bool, typer.Option("--no-wandb", help="do not track with W&B")] = False,
-    wandb_project: Annotated[str, typer.Option(help="W&B project")] = PROJECT,
+    track: TrackOption = None,
+    no_wandb: NoWandbOption = False,
+    wandb_project: ProjectOption = None,
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> int:
     """Train and verify."""
     from husai.config import ModelConfig
     from husai.console import require_device
+    from husai.making import say_run, train_watched
     from husai.resources import find_config
-    from husai.suite import say_run, train_watched
 
-    recipe = ModelConfig.load(find_config(config, "models"), overrides or [])
+    said = [*(overrides or []), *tracked(track, wandb_project, no_wandb=no_wandb)]
+    recipe = ModelConfig.load(find_config(config, "models"), said)
     recipe = recipe if seed is None else recipe.with_seed(seed)
     passed = train_watched(
         recipe,
@@ -41,8 +43,7 @@ def main(
         attempts=attempts,
         device=require_device(device),
         quiet=quiet,
-        tracking="none" if no_wandb else "auto",
-        project=wandb_project,
+        tracking=recipe.tracking.otherwise("auto"),
     )
     return say_run(save_dir, passed)
 

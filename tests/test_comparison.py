@@ -21,7 +21,7 @@ from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
 from husai.samples import Samples, samples_of_model, samples_of_store
 from husai.seeding import generator
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 
 N, D = 12, 16
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from husai.analysis.conformance import conformance
-from husai.config import SAE_CONFIGS, SAETrainingConfig
+from husai.config import SAE_CONFIGS, SAETrainingConfig, read_yaml
 from husai.report.results import CellView, SuiteResults
+from husai.resources import find_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +70,12 @@ def blocks(name):
     """Fenced blocks of a page in order: language, the file it is written to or '', content."""
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     return re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_suite_in_the_page_on_sweeps_is_the_shipped_one():
+    shown = next(yaml.safe_load(content) for language, _, content in blocks("sweeps.md") if language == "yaml")
+    shipped = read_yaml(find_config("width-and-k", "suites"))
+    assert shown == {key: value for key, value in shipped.items() if key != "analysis"}
 
 
 def command(line, capsys):

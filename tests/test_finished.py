@@ -94,7 +94,7 @@ def test_what_does_not_belong_together_is_a_sentence(run, monkeypatch, folders, 
 
 def test_a_store_of_another_hook_and_a_table_that_cannot_be_written_are_sentences(run, tmp_path):
     from husai.finished import write_scores
-    from husai.stores import StoreWriter
+    from husai.shards import StoreWriter
 
     with StoreWriter(tmp_path / "mlp", {"hook_name": "blocks.0.hook_mlp_out"}) as writer:
         writer.append(torch.randn(64, 128))

@@ -11,10 +11,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 ROOMS = [
     *(
         "errors",
+        "engines",
+        "memory",
         "seeding",
         "schedule",
+        "modes",
         "config",
         "resources",
+        "store",
         "optimise",
         "tasks",
         "transformer",
@@ -23,21 +27,35 @@ ROOMS = [
         "activations",
         "truth",
         "runs",
-        "stores",
+        "shards",
         "capture",
     ),
-    *("sae", "analysis", "measure", "workflow", "tracking", "cell", "sweep", "report", "console", "planner"),
-    *("suite", "controls", "single", "pipeline", "api", "samples", "finished", "comparison", "commands", "cli"),
+    *(
+        "sae",
+        "reuse",
+        "analysis",
+        "measure",
+        "workflow",
+        "tracking",
+        "cell",
+        "sweep",
+        "report",
+        "console",
+        "planner",
+    ),
+    *("live", "making", "suite", "controls", "single", "pipeline", "api", "samples", "finished", "comparison"),
+    *("commands", "cli"),
 ]
 ONLY_IN = {
-    "wandb": {"tracking.py"},
-    "tensorboard": {"tracking.py"},
+    "wandb": {"tracking/wandb.py"},
+    "tensorboard": {"tracking/tensorboard.py"},
     "transformer_lens": {"transformer/weights.py", "capture.py"},
     "sae_lens": {"sae/weights.py", "sae/registry.py", "sae/registered.py"},
     "sklearn": {"sae/baselines.py"},
+    "ray": {"engines/ray.py"},
 }
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}  # a door to another package
-LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens", "sklearn"}
+LAZY = {"wandb", "tensorboard", "transformer_lens", "sae_lens", "sklearn", "ray"}
 
 
 def modules() -> list[Path]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import husai
 from husai.analysis.matching import max_cosine, pwmcc
 from husai.analysis.nulls import DRAWN_NULLS, null_matrices, sampler
 from husai.errors import HusaiError
@@ -121,7 +122,7 @@ def test_numbers_of_live_atoms_and_the_code_count(tmp_path, monkeypatch):
 
 
 def test_the_code_that_draws_is_found():
-    root = Path(null_cache.husai.__file__).parent
+    root = Path(husai.__file__).parent
     assert all((root / name).exists() for name in null_cache.DRAWING_CODE)
 
 

@@ -1,12 +1,9 @@
 import csv
-import errno
 import json
-import os
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 
 import husai.workflow
 from husai import models
@@ -14,17 +11,7 @@ from husai.config import CompiledConfig, ModelConfig, TaskConfig
 from husai.errors import HusaiError
 from husai.recurrent.walks import Walks
 from husai.resources import find_config, reference_dir, reference_names
-from husai.runs import (
-    DONE,
-    GateFailed,
-    LoadedModel,
-    check_gate,
-    finished,
-    load_model,
-    provenance,
-    whole_folder,
-    write_atomic,
-)
+from husai.runs import GateFailed, LoadedModel, check_gate, load_model
 from husai.tasks import Task
 from husai.transformer.train import train_transformer
 from husai.transformer.weights import save_weights, weights_hash
@@ -34,138 +21,6 @@ from husai.workflow import compile_run, train_model
 
 def listing(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-# --- whole_folder
-
-
-def test_a_folder_appears_whole_and_done(tmp_path):
-    place = tmp_path / "deep" / "run"
-    with whole_folder(place) as folder:
-        (folder / "metrics.json").write_text("{}")
-        (folder / "sub").mkdir()
-        (folder / "sub" / "x").write_text("x")
-        assert not place.exists()
-        assert not (folder / DONE).exists()
-        assert folder.parent == place.parent  # one file system, so that the rename is atomic
-    assert finished(place)
-    assert listing(place) == ["DONE", "metrics.json", "sub"]
-    assert (place / "sub" / "x").read_text() == "x"
-    assert listing(tmp_path / "deep") == ["run"]
-
-
-@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), HusaiError("bad input")])
-def test_a_failure_leaves_nothing_and_passes_on(tmp_path, error):
-    def fill():
-        with whole_folder(tmp_path / "some" / "where" / "run") as folder:
-            (folder / "half").write_text("half")
-            raise error
-
-    with pytest.raises(type(error)) as caught:
-        fill()
-    assert caught.value is error
-    assert listing(tmp_path) == []
-
-
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
-    place = tmp_path / "run"
-
-    def fill():
-        with whole_folder(place) as folder:
-            (folder / "half").write_text("half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(HusaiError) as caught:
-        fill()
-    assert str(caught.value) == f"{place}: cannot be written (No space left on device)"
-    assert listing(tmp_path) == []
-
-
-def test_a_disk_that_fills_up_while_weights_are_saved(tmp_path, fresh, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("husai.transformer.weights.save_file", full)
-
-    def fill():
-        with whole_folder(tmp_path / "run") as folder:
-            save_weights(fresh(), folder / "model.safetensors")
-
-    with pytest.raises(HusaiError, match="No space left on device"):
-        fill()
-    assert listing(tmp_path) == []
-
-
-def test_a_parent_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(HusaiError, match=r"file/run: cannot be written"), whole_folder(tmp_path / "file" / "run"):
-        pytest.fail("must not be entered")
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_a_finished_run_is_not_overwritten(tmp_path):
-    place = tmp_path / "run"
-    with whole_folder(place) as folder:
-        (folder / "first").write_text("1")
-    with pytest.raises(HusaiError, match="run: already holds a finished run; choose another"), whole_folder(place):
-        pytest.fail("must not be entered")
-    assert listing(place) == ["DONE", "first"]
-
-
-@pytest.mark.parametrize("kind", ["folder with a file", "file"])
-def test_foreign_files_are_not_overwritten(tmp_path, kind):
-    place = tmp_path / "run"
-    if kind == "file":
-        place.write_text("mine")
-    else:
-        place.mkdir()
-        (place / "thesis.tex").write_text("mine")
-    with pytest.raises(HusaiError, match="run: exists and is not an empty folder"), whole_folder(place):
-        pytest.fail("must not be entered")
-    assert (place if kind == "file" else place / "thesis.tex").read_text() == "mine"
-
-
-def test_an_empty_folder_may_be_filled(tmp_path):
-    (tmp_path / "run").mkdir()
-    with whole_folder(tmp_path / "run"):
-        pass
-    assert finished(tmp_path / "run")
-
-
-def test_replacing_keeps_the_old_run_until_the_new_one_is_whole(tmp_path):
-    place = tmp_path / "run"
-    with whole_folder(place) as folder:
-        (folder / "old").write_text("1")
-
-    def fail():
-        with whole_folder(place, replace_existing=True):
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        fail()
-    assert listing(place) == ["DONE", "old"]
-    with whole_folder(place, replace_existing=True) as folder:
-        (folder / "new").write_text("2")
-    assert listing(place) == ["DONE", "new"]
-
-
-def test_write_atomic_replaces_whole_files(tmp_path):
-    path = tmp_path / "new" / "state.json"
-    write_atomic(path, "one")
-    write_atomic(path, "two")
-    assert path.read_text() == "two"
-    assert listing(path.parent) == ["state.json"]
-    with pytest.raises(HusaiError, match=r"x: cannot be written"):
-        write_atomic(path / "x", "three")
-
-
-def test_provenance_names_what_a_number_rests_on():
-    record = provenance(wall_seconds=1.5)
-    assert record["versions"]["torch"] == torch.__version__
-    assert {"python", "husai", "numpy", "sae-lens", "transformer-lens"} <= set(record["versions"])
-    assert record["hardware"]["cpus"] == os.cpu_count()
-    assert record["wall_seconds"] == 1.5
-    assert record["git_commit"] is None or len(record["git_commit"]) >= 4
 
 
 # --- load_model
@@ -298,6 +153,7 @@ def test_run_folder_of_a_model_holds_what_is_promised(recipe, tmp_path):
     assert listing(tmp_path) == ["run"]
     assert listing(tmp_path / "run") == [
         "DONE",
+        "checksums.json",
         "config.yaml",
         "gate.json",
         "history.csv",
@@ -432,7 +288,15 @@ def test_run_folder_of_a_compiled_model(kind, variant, tmp_path):
     report = compile_run(config, tmp_path / "run")
     assert report.passed
     assert listing(tmp_path) == ["run"]
-    promised = ["DONE", "config.yaml", "gate.json", "metrics.json", "model.safetensors", "provenance.json"]
+    promised = [
+        "DONE",
+        "checksums.json",
+        "config.yaml",
+        "gate.json",
+        "metrics.json",
+        "model.safetensors",
+        "provenance.json",
+    ]
     assert listing(tmp_path / "run") == promised
     assert json.loads((tmp_path / "run" / "gate.json").read_text()) == json.loads(json.dumps(report.to_json()))
     loaded = load_model(tmp_path / "run")

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,8 +11,7 @@ import torch
 
 from husai import models
 from husai import suite as suite_module
-from husai import sweep as sweep_module
-from husai.cell import RECORD_COLUMNS, checkpoints, hook_of
+from husai.cell import RECORD_COLUMNS, checkpoints, hook_of, run_cell
 from husai.config import CompiledConfig, SuiteConfig, TaskConfig, TransformerConfig
 from husai.errors import HusaiError
 from husai.report.results import SuiteResults
@@ -20,7 +20,10 @@ from husai.report.write import write_report
 from husai.runs import GateFailed
 from husai.seeding import generator
 from husai.suite import run_smoke, run_suite
-from husai.sweep import plan
+from husai.sweep import compute as compute_module
+from husai.sweep import plan as plan_module
+from husai.sweep.plan import plan
+from husai.sweep.ways import Ways
 from husai.transformer.model import Transformer, init_params
 from husai.transformer.weights import save_weights
 from husai.workflow import compile_run
@@ -48,7 +51,7 @@ def suite():
 @pytest.fixture(scope="module")
 def finished(suite, tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
-    assert run_suite(suite, place / "results", place / "runs", jobs=1) == 0
+    assert run_suite(suite, place / "results", place / "runs", Ways(jobs=1)) == 0
     return place
 
 
@@ -73,7 +76,7 @@ def no_computing(monkeypatch):
     def refuse(job):
         raise AssertionError(f"cell {job.cell.title} was computed again")
 
-    monkeypatch.setattr(sweep_module, "run_cell", refuse)
+    monkeypatch.setattr(compute_module, "run_cell", refuse)
 
 
 def records(place):
@@ -108,7 +111,9 @@ def test_the_step_0_pwmcc_is_the_untrained_null(finished):
 
 
 def test_every_run_folder_holds_its_record_and_one_saelens_folder_a_seed(finished):
-    places = [path for path in (finished / "runs").iterdir() if path.is_dir() and path.name != "nulls"]
+    places = [
+        path for path in (finished / "runs").iterdir() if path.is_dir() and path.name != "nulls" and path.name[0] != "."
+    ]
     assert len(places) == 2
     for place in places:
         assert {"config.yaml", "metrics.json", "history.csv", "provenance.json", "DONE"} <= {
@@ -129,7 +134,7 @@ def test_atoms_have_one_row_an_atom_and_costs_one_a_run(finished):
 
 def test_a_finished_suite_is_never_redone(suite, copy, no_computing):
     before = (copy / "results" / "records.parquet").read_bytes()
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1)) == 0
     assert (copy / "results" / "records.parquet").read_bytes() == before
 
 
@@ -138,10 +143,10 @@ def test_truth_and_gate_of_a_finished_suite_are_not_written_again(suite, copy):
         data = json.loads((copy / "results" / name).read_text())
         (copy / "results" / name).write_text(json.dumps(data))  # the same figures in other bytes
     files = {name: (copy / "results" / name).read_bytes() for name in ("cells.json", "gate.json", "truth.json")}
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1)) == 0
     assert {name: (copy / "results" / name).read_bytes() for name in files} == files
     (copy / "results" / "truth.json").unlink()
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1)) == 0
     assert json.loads((copy / "results" / "truth.json").read_text()) == json.loads(files["truth.json"])
 
 
@@ -150,17 +155,19 @@ def test_a_smoke_run_replaces_an_earlier_one_and_speaks_of_its_own_folder(suite,
     for _ in range(2):
         assert run_smoke(suite, place, jobs=1) == 0
         said = capsys.readouterr().out
-        assert f"tables and figures in {place} after" in said
+        assert f"tables and figures in {place}; read" in said
         assert ".smoke." not in said, "the temporary folder is nobody's business"
         assert {"DONE", "summary.md", "records.parquet", "runs"} <= {path.name for path in place.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
 
 
-def test_a_running_cell_says_how_far_it_is(suite, tmp_path, capsys):
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
-    said = capsys.readouterr().out
-    for step in (0, 10, 20, 40):
-        assert said.count(f"topk d_sae=32 k=2: step {step} of 40, explained_variance ") == 1
+def test_a_running_cell_says_how_far_it_is(suite, tmp_path):
+    (job, *_), _ = plan(suite, ["add-p59-0"], tmp_path)
+    told = []
+    run_cell(job, say=lambda **figures: told.append(figures))
+    assert [figures["step"] for figures in told if "pwmcc" in figures] == [0, 10, 20, 40]
+    assert {"loss", "explained_variance", "l0"} <= set().union(*told)
+    assert all(figures["of"] == 40 for figures in told)
 
 
 def test_a_smoke_run_touches_no_foreign_folder(suite, tmp_path):
@@ -184,37 +191,39 @@ def test_a_smoke_run_without_a_verified_model_leaves_nothing(tmp_path, capsys):
 
 def test_committed_records_stand_for_lost_run_folders(suite, copy, no_computing):
     shutil.rmtree(copy / "runs")
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1)) == 0
 
 
 def test_run_folders_stand_for_lost_results(suite, copy, no_computing):
     before = records(copy)
     shutil.rmtree(copy / "results")
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1)) == 0
     pd.testing.assert_frame_equal(records(copy), before)
 
 
 def test_an_interrupted_sweep_keeps_what_is_finished_and_goes_on(suite, finished, tmp_path, monkeypatch):
-    real, calls = sweep_module.run_cell, []
+    real, calls = compute_module.run_cell, []
 
-    def second_is_interrupted(job):
+    def second_is_interrupted(job, say):
         calls.append(job.cell.title)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(job)
+        return real(job, say)
 
-    monkeypatch.setattr(sweep_module, "run_cell", second_is_interrupted)
+    monkeypatch.setattr(compute_module, "run_cell", second_is_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1))
     assert len(set(records(tmp_path)["run_id"])) == 1
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")] == []
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    left = {path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")}
+    assert left == {".leases", ".families"}
+    assert list((tmp_path / "runs" / ".leases").iterdir()) == []
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     assert len(calls) == 3, "only the interrupted cell is computed again"
     pd.testing.assert_frame_equal(records(tmp_path), records(finished))
 
 
 def test_two_processes_give_the_results_of_one(suite, finished, tmp_path):
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=2) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=2)) == 0
     mine, theirs = records(tmp_path), records(finished)
     assert list(mine["run_id"]) == list(theirs["run_id"])
     np.testing.assert_allclose(mine["value"], theirs["value"], atol=2e-3)
@@ -222,9 +231,9 @@ def test_two_processes_give_the_results_of_one(suite, finished, tmp_path):
 
 def test_a_changed_config_is_another_cell(suite, copy, capsys):
     changed = SuiteConfig.parse({**SUITE, "data_seeds": [5, 6, 8]})
-    assert run_suite(changed, copy / "results", copy / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(changed, copy / "results", copy / "runs", Ways(jobs=1, dry_run=True)) == 0
     assert capsys.readouterr().out.count("missing") == 2
-    assert run_suite(suite, copy / "results", copy / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(suite, copy / "results", copy / "runs", Ways(jobs=1, dry_run=True)) == 0
     assert capsys.readouterr().out.count("finished") == 2
 
 
@@ -236,8 +245,8 @@ def test_a_model_that_fails_the_gate_stops_the_suite_unless_allowed(tmp_path):
     data = {**SUITE, "model": str(tmp_path / "random.safetensors"), "hooks": ["resid_post"], "entries": entries}
     suite = SuiteConfig.parse(data)
     with pytest.raises(GateFailed, match="accuracy"):
-        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, allow_unverified=True) == 0
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1))
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, allow_unverified=True)) == 0
     assert not records(tmp_path)["verified"].any()
     assert "unverified" in (tmp_path / "results" / "summary.md").read_text()
 
@@ -247,7 +256,7 @@ def test_a_suite_on_the_walks_of_a_network_measures_everything(rotating, tmp_pat
     entries = [{"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": {"steps": 4, "batch_size": 64}}]
     data = {**SUITE, "model": str(tmp_path / "rotating.safetensors"), "hooks": ["hidden"], "entries": entries}
     suite = SuiteConfig.parse(data)
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     found = records(tmp_path)
     assert set(found["tier"]) == {"recurrent"}
     assert found["verified"].all()
@@ -268,7 +277,7 @@ def test_a_suite_trains_a_recurrent_recipe_first(small_network, tmp_path, capsys
     recipe = small_network().model_dump(mode="json")
     suite = SuiteConfig.parse({**SUITE, "model": recipe, "hooks": ["hidden"]})
     assert suite.model == small_network()
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 1  # twelve steps pass no gate
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 1  # twelve steps pass no gate
     assert "Training a recurrent model on add mod 5" in capsys.readouterr().out
     with pytest.raises(HusaiError, match=r"unknown key 'model\.recurrent\.d_hiden'"):
         SuiteConfig.parse({**SUITE, "model": {**recipe, "recurrent": {"d_hiden": 3}}})
@@ -279,7 +288,7 @@ def test_a_suite_on_a_compiled_model_says_so(tmp_path):
     compile_run(circuit, tmp_path / "pizza")
     entries = [{"sae": {"architecture": "topk", "d_sae": 16, "k": 2}, "training": {"steps": 4, "batch_size": 64}}]
     data = {**SUITE, "model": str(tmp_path / "pizza"), "hooks": ["resid_post"], "entries": entries}
-    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     table = records(tmp_path)
     assert set(table["tier"]) == {"compiled"}
     assert set(table["model_seed"].dropna()) == {4}
@@ -320,23 +329,30 @@ def test_damaged_results_are_named(damage, copy):
         SuiteResults.load(copy / "results")
 
 
-def test_one_failing_cell_does_not_end_the_sweep(suite, finished, tmp_path, monkeypatch):
-    real = sweep_module.run_cell
+def test_one_failing_cell_does_not_end_the_sweep(suite, finished, tmp_path, monkeypatch, capsys):
+    real = compute_module.run_cell
 
-    def relu_fails(job):
+    def relu_fails(job, say):
         if job.cell.config.sae.architecture == "relu":
             raise HusaiError("seed 0 collapsed")
-        return real(job)
+        return real(job, say)
 
-    monkeypatch.setattr(sweep_module, "run_cell", relu_fails)
-    with pytest.raises(HusaiError, match=r"1 of 2 cells failed, the others are kept; .*relu.*: seed 0 collapsed"):
-        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
+    monkeypatch.setattr(compute_module, "run_cell", relu_fails)
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 1
+    said = capsys.readouterr()
+    assert re.search(r"relu.*: seed 0 collapsed", said.err)
+    assert "1 computed, 0 finished before, 1 failed" in said.out
     assert set(records(tmp_path)["architecture"]) == {"topk"}
+    monkeypatch.setattr(compute_module, "run_cell", real)
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 1, "it is not tried again unasked"
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, retry_failed=True)) == 0
+    pd.testing.assert_frame_equal(records(tmp_path), records(finished))
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0, "the note is gone"
 
 
 def test_a_dry_run_of_a_suite_with_a_recipe_trains_nothing(tmp_path, capsys):
     suite = SuiteConfig.parse({**SUITE, "model": {"task": {"op": "add", "p": 11}}})
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, dry_run=True)) == 0
     assert "would be trained first" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -346,7 +362,7 @@ def test_a_dry_run_lists_the_cells_of_what_is_there(tmp_path, capsys):
     models = [trained, {"model": "add-p59-0", "hooks": ["resid_post"]}]
     given = {key: value for key, value in SUITE.items() if key not in ("model", "hooks")}
     suite = SuiteConfig.parse({**given, "models": models})
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, dry_run=True)) == 0
     printed = capsys.readouterr().out
     assert "would be trained first" in printed
     assert printed.count("missing ") == 1 + len(SUITE["entries"])
@@ -356,7 +372,7 @@ def test_a_dry_run_lists_the_cells_of_what_is_there(tmp_path, capsys):
 def test_a_changed_recipe_is_another_model(tmp_path, capsys):
     for p in (11, 13):
         suite = SuiteConfig.parse({**SUITE, "model": {"task": {"op": "add", "p": p}}})
-        run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True)
+        run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, dry_run=True))
     first, second = capsys.readouterr().out.splitlines()
     assert first != second
 
@@ -372,7 +388,7 @@ def test_the_report_leaves_out_cells_of_earlier_versions_of_a_suite(copy, tmp_pa
 
 def test_one_seed_gives_a_report_without_figures_of_pairs(tmp_path):
     data = {**SUITE, "init_seeds": [0], "data_seeds": [0], "entries": SUITE["entries"][:1]}
-    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(SuiteConfig.parse(data), tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     write_report(tmp_path / "results", tmp_path / "report")
     drawn = {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")}
     assert drawn == {"fourier_spectrum", "feature_tuning", "gate_summary"}
@@ -381,7 +397,7 @@ def test_one_seed_gives_a_report_without_figures_of_pairs(tmp_path):
 def test_a_config_in_the_working_folder_changes_nothing(suite, tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").write_text("foo: 1")
     monkeypatch.chdir(tmp_path)
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1, dry_run=True)) == 0
     assert capsys.readouterr().out.count("missing") == 2
 
 
@@ -411,7 +427,7 @@ def synthetic_suite(kind, **changes):
 @pytest.fixture(scope="module", params=["planted", "circles"])
 def synthetic(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
-    assert run_suite(synthetic_suite(request.param), place / "results", place / "runs", jobs=1) == 0
+    assert run_suite(synthetic_suite(request.param), place / "results", place / "runs", Ways(jobs=1)) == 0
     return request.param, place
 
 
@@ -461,9 +477,12 @@ def test_a_finished_synthetic_suite_is_never_redone_and_another_source_is_anothe
 ):
     kind, place = synthetic
     shutil.copytree(place / "results", tmp_path / "results")
-    assert run_suite(synthetic_suite(kind), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
-    assert run_suite(synthetic_suite(kind, seed=4), tmp_path / "results", tmp_path / "runs", jobs=1, dry_run=True) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("missing")
+    assert run_suite(synthetic_suite(kind), tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
+    assert (
+        run_suite(synthetic_suite(kind, seed=4), tmp_path / "results", tmp_path / "runs", Ways(jobs=1, dry_run=True))
+        == 0
+    )
+    assert "\nmissing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -479,7 +498,7 @@ def test_a_source_that_cannot_be_drawn_is_one_sentence(tmp_path):
             synthetic_suite("planted", samples=130, group_size=2, hierarchy=True),
             tmp_path / "r",
             tmp_path / "s",
-            jobs=1,
+            Ways(jobs=1),
         )
     assert not (tmp_path / "r").exists()
 
@@ -505,7 +524,7 @@ TOPK_2 = {"architecture": "topk", "d_sae": 16, "k": 2, "k_aux": 2, "dead_steps":
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     place = tmp_path_factory.mktemp("several")
-    assert run_suite(several_models(), place / "results", place / "runs", jobs=1) == 0
+    assert run_suite(several_models(), place / "results", place / "runs", Ways(jobs=1)) == 0
     return place
 
 
@@ -561,7 +580,7 @@ def test_the_report_of_several_models_goes_by_their_order_and_names_them(several
 
 
 def test_a_suites_compiled_model_is_not_compiled_twice(several, no_computing, capsys):
-    assert run_suite(several_models(), several / "results", several / "runs", jobs=1, dry_run=True) == 0
+    assert run_suite(several_models(), several / "results", several / "runs", Ways(jobs=1, dry_run=True)) == 0
     assert capsys.readouterr().out.count("finished") == 4
 
 
@@ -577,7 +596,7 @@ def control_suite(model, *, hooks=("resid_post",), kinds=()):
 def test_stand_ins_are_trained_beside_the_model_and_scored_against_its_truth(tmp_path):
     circuit = {"task": {"p": 29}, "kind": "clock", "keys": [8, 9, 12], "d_model": 32}
     suite = control_suite(circuit, kinds=("surrogate", "permuted"))
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     table = records(tmp_path)
     assert set(table["tier"]) == {"compiled", "surrogate", "permuted"}
     assert set(table["model"]) == {f"tiny-model{end}" for end in ("", "/surrogate-0", "/permuted-0")}
@@ -616,7 +635,8 @@ RANDOM = {"task": {"p": 13}, "transformer": {"d_model": 16, "d_mlp": 16}, "train
 def test_a_declared_control_runs_without_permission_and_is_unverified(tier, tmp_path, capsys):
     training = {"steps": 0} if tier == "random" else {"shuffle_labels": True, "steps": 6, "batch_size": 32}
     assert (
-        run_suite(control_suite(RANDOM | {"training": training}), tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+        run_suite(control_suite(RANDOM | {"training": training}), tmp_path / "results", tmp_path / "runs", Ways(jobs=1))
+        == 0
     )
     assert capsys.readouterr().out.count("the gate failed") == 1, "one attempt, since it must fail"
     table = records(tmp_path)
@@ -630,39 +650,39 @@ def test_a_declared_control_runs_without_permission_and_is_unverified(tier, tmp_
 
 def test_a_control_by_path_is_stopped_like_any_model_that_fails(tmp_path):
     """A path declares nothing: whoever names it may not know what it is."""
-    run_suite(control_suite(RANDOM), tmp_path / "results", tmp_path / "runs", jobs=1)
+    run_suite(control_suite(RANDOM), tmp_path / "results", tmp_path / "runs", Ways(jobs=1))
     (place,) = (tmp_path / "runs").glob("tiny-model-*")
     with pytest.raises(GateFailed, match="accuracy"):
-        run_suite(control_suite(str(place)), tmp_path / "other", tmp_path / "runs", jobs=1)
+        run_suite(control_suite(str(place)), tmp_path / "other", tmp_path / "runs", Ways(jobs=1))
 
 
 def test_a_control_that_passes_the_gate_is_none(tmp_path, monkeypatch):
     suite = control_suite(RANDOM)
-    run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1)
-    real = sweep_module.check_gate
+    run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1))
+    real = plan_module.check_gate
 
     def passed(loaded, *, allow_unverified):
         model, report = real(loaded, allow_unverified=allow_unverified)
         return model, replace(report, conditions=())
 
-    monkeypatch.setattr(sweep_module, "check_gate", passed)
+    monkeypatch.setattr(plan_module, "check_gate", passed)
     with pytest.raises(HusaiError, match="is declared a random control, yet passes the gate"):
-        run_suite(suite, tmp_path / "other", tmp_path / "runs", jobs=1)
+        run_suite(suite, tmp_path / "other", tmp_path / "runs", Ways(jobs=1))
 
 
-def test_a_cell_ends_where_it_has_converged_and_fails_if_hopeless(tmp_path, monkeypatch):
+def test_a_cell_ends_where_it_has_converged_and_fails_if_hopeless(tmp_path, monkeypatch, capsys):
     def suite_of(**training):
         entries = [{**SUITE["entries"][1], "training": {**TRAINING, **training}}]
         return SuiteConfig.parse({**SUITE, "entries": entries, "init_seeds": [0, 1], "data_seeds": [0, 1]})
 
     monkeypatch.setattr("husai.cell.is_flat", lambda curve, step: step == 20)
-    assert run_suite(suite_of(stop="converged"), tmp_path / "flat", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(suite_of(stop="converged"), tmp_path / "flat", tmp_path / "runs", Ways(jobs=1)) == 0
     records = pd.read_parquet(tmp_path / "flat" / "records.parquet")
     assert sorted(records.step.unique()) == [0, 2, 5, 10, 20]
     assert "untrained" in set(records[records.step == 20].null)
     monkeypatch.setattr("husai.sae.train.hopeless", lambda history, config: "it is of no use.")
-    with pytest.raises(HusaiError, match=r"given up after \d+ of 40 steps; it is of no use"):
-        run_suite(suite_of(stop="hopeless"), tmp_path / "hopeless", tmp_path / "runs", jobs=1)
+    assert run_suite(suite_of(stop="hopeless"), tmp_path / "hopeless", tmp_path / "runs", Ways(jobs=1)) == 1
+    assert re.search(r"given up after \d+ of 40 steps; it is of no use", capsys.readouterr().err)
 
 
 def test_a_suite_takes_baselines_as_it_takes_saes(tmp_path):
@@ -675,7 +695,7 @@ def test_a_suite_takes_baselines_as_it_takes_saes(tmp_path):
     suite = synthetic_suite("circles").model_dump(mode="json")
     suite = SuiteConfig.parse({**suite, "entries": [{"sae": kind, "training": SHORT} for kind in kinds]})
     suite = suite.model_copy(update={"init_seeds": (0, 1), "data_seeds": (5, 6)})
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     table = records(tmp_path)
     assert set(table["architecture"]) == {kind["architecture"] for kind in kinds}
     whole = table[table["init_seed"].isna() & (table["null"] == "")]
@@ -695,7 +715,7 @@ def test_cells_that_exit_early_are_measured_at_half_of_what_they_did(tmp_path):
     kinds = ({"architecture": "ica", "d_sae": 4}, {"architecture": "topk", "d_sae": 32, "k": 2})
     entries = [{"sae": sae, "training": training} for sae in kinds]
     suite = SuiteConfig.parse({**SUITE, "entries": entries, "analysis": {**SUITE["analysis"], "curve": []}})
-    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", jobs=1) == 0
+    assert run_suite(suite, tmp_path / "results", tmp_path / "runs", Ways(jobs=1)) == 0
     found = sorted((tmp_path / "runs").glob("*/records.parquet"))
     assert len(found) == 2
     for path in found:

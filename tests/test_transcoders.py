@@ -23,7 +23,7 @@ from husai.measure import Hook, Members, measure
 from husai.sae.dictionary import Dictionary, SAEEnsemble
 from husai.sae.params import Params
 from husai.sae.weights import load_sae, save_sae
-from husai.stores import StoreWriter
+from husai.shards import StoreWriter
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The 'utils' module has been deprecated:DeprecationWarning",  # sae_lens imports transformer_lens.utils

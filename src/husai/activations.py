@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from husai.errors import HusaiError
@@ -16,6 +16,22 @@ from husai.tasks import Task
 
 NORM_FLOOR = 1e-6  # of a sample, where each is scaled by its own
 Normalisation = Literal["scalar", "feature", "constant_norm", "none"]
+
+
+LARGEST = 1e15  # beyond it, sums of squares leave float32
+
+
+def ordinary(x: Tensor) -> Bool[Tensor, "..."]:
+    """Where numbers can be computed with: not NaN, and within ±LARGEST."""
+    return (x <= LARGEST) & (x >= -LARGEST)
+
+
+def require_ordinary(x: Float[Tensor, "samples d"], where: object) -> None:
+    """Raises HusaiError, naming the first row, if activations hold NaN, infinity or numbers beyond LARGEST."""
+    bad = (~ordinary(x).all(1)).nonzero()
+    if len(bad):
+        what = "a number beyond 1e15" if bool(x[bad[0]].isfinite().all()) else "NaN or infinity"
+        raise HusaiError(f"{where}: row {int(bad[0])} holds {what} ({len(bad)} such rows)")
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,10 @@ class Normaliser:
         """scalar: centred, mean squared norm d. feature: centred, every coordinate of variance 1. constant_norm: every
         sample of norm √d. none: as they are.
 
-        Raises HusaiError if the activations hold NaN or infinity (naming the first row) or do not vary. A coordinate whose
+        Raises HusaiError as `require_ordinary`, or if the activations do not vary. A coordinate whose
         deviation is below 1e-6 of the largest is scaled as if it were that.
         """
-        bad = (~x.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise HusaiError(f"{where}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
+        require_ordinary(x, where)
         mean = x.mean(0)
         return cls.of(mean, x.std(0, correction=0), float((x - mean).pow(2).sum(1).mean().sqrt()), where, how)
 

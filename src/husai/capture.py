@@ -15,7 +15,7 @@ from husai.recurrent.model import Recurrent
 from husai.resources import reference_names
 from husai.runs import load_model
 from husai.seeding import generator
-from husai.stores import ROWS_PER_SHARD, Store, StoreWriter, open_store, read_file
+from husai.shards import ROWS_PER_SHARD, Store, StoreWriter, open_store, read_file
 from husai.tasks import Task
 from husai.transformer.weights import to_transformer_lens
 

@@ -1,7 +1,9 @@
 """One cell of a sweep: one SAE config at one hook of one model, all its seeds, trained and measured along the way."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,30 @@ import torch
 
 from husai.activations import extract
 from husai.analysis.convergence import doublings, has_converged, is_flat
-from husai.config import AnalysisConfig, CirclesConfig, ControlConfig, PlantedConfig, SAEConfig, content_hash
+from husai.config import (
+    AnalysisConfig,
+    CirclesConfig,
+    ControlConfig,
+    PlantedConfig,
+    SAEConfig,
+    TrackingConfig,
+    content_hash,
+)
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement, Members, Row, atom_table, measure, verdict
 from husai.measure.null_cache import NullCache
+from husai.reuse import earlier_seeds, register
 from husai.runs import load_model
 from husai.sae.dictionary import SAEEnsemble
-from husai.sae.history import mean_log
+from husai.sae.history import StepLog, mean_log
 from husai.sae.train import TrainedSAEs
-from husai.tracking import Mode, open_tracker
+from husai.seeding import deterministic
+from husai.tracking import Curves, open_tracker
 from husai.truth.controls import stand_in
 from husai.truth.synthetic import draw_circles, fresh_samples, plant
 from husai.workflow import train_sae_run
 
+Say = Callable[..., object]
 RECORD_COLUMNS = (
     *("suite", "task", "p", "model", "hook", "tier", "architecture", "d_sae", "sparsity_param", "sparsity"),
     *("init_seed", "data_seed", "model_seed", "init_seed_b", "data_seed_b", "model_seed_b"),
@@ -31,6 +44,8 @@ RECORD_COLUMNS = (
 )
 INTEGER_COLUMNS = tuple(name for name in RECORD_COLUMNS if "seed" in name)
 TRUTHLESS = ("random", "memorised")  # tiers of models that have learned no circuit, so that there is none to recover
+LOGGED = ("loss", "explained_variance", "l0")  # of a training batch, told while a cell is computed
+TOLD = ("explained_variance", "pwmcc", "gt_mcc")  # of a measurement
 SHOWN_ATOMS = 4  # atoms whose tuning map is kept for the figure
 
 
@@ -47,9 +62,15 @@ class Cell:
     model_id: str
     analysis: AnalysisConfig
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         return content_hash(self.config, self.hook, self.model_id, self.analysis)
+
+    @property
+    def family(self) -> str:
+        """What cells share that train alike and differ in their seeds, or in what is measured, alone."""
+        plain = self.config.model_dump(mode="json", exclude={"init_seeds", "data_seeds"})
+        return content_hash(plain, self.hook, self.model_id)
 
     @property
     def title(self) -> str:
@@ -86,9 +107,10 @@ class Job:
     model_seed: int | None
     verified: bool
     folder: str
-    threads: int
+    threads: int = 1
+    deterministic: bool = False
     device: str = "cpu"
-    tracking: Mode = "none"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     control: ControlConfig | None = None
 
     @property
@@ -128,7 +150,8 @@ def _hook_of_source(job: Job) -> Hook:
 class Course:
     """A cell on its way: what was measured at every step so far, and the SAEs that were measured last."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Say) -> None:
+        self.say = say
         self.job, self.hook, self.steps = job, hook_of(job), job.cell.config.training.end
         self.until_flat = job.cell.config.training.stop == "converged"
         self.cache = NullCache(Path(job.folder).parent / "nulls")
@@ -148,14 +171,10 @@ class Course:
         self.curve[step] = measure(self.latest, self.hook, analysis, final=final, untrained=start, cache=self.cache)
 
     def observe(self, step: int, ensemble: SAEEnsemble) -> bool:
-        """Measure and say so; returns whether training may end."""
+        """Measure and tell; returns whether training may end."""
         self.measure(step, ensemble, final=step == self.steps)
         known = self.curve[step].overall()
-        figures = ", ".join(
-            f"{name} {known[name].mean:.4f}" for name in ("explained_variance", "pwmcc", "gt_mcc") if name in known
-        )
-        sys.stdout.write(f"           {self.job.title}: step {step} of {self.steps}, {figures}\n")
-        sys.stdout.flush()
+        self.say(step=step, of=self.steps, **{name: known[name].mean for name in TOLD if name in known})
         return self.until_flat and is_flat({place: point.overall() for place, point in self.curve.items()}, step)
 
     def finish(self, trained: TrainedSAEs, folder: Path) -> dict[str, Any]:
@@ -178,18 +197,38 @@ class Course:
         return summary(end, converged)
 
 
-def run_cell(job: Job) -> str:
-    """Train and measure one cell and write its run folder; returns its run id. Callable in any process."""
+def run_cell(job: Job, say: Say = lambda **_: None) -> str:
+    """Train and measure one cell and write its run folder; returns its run id. Callable in any process.
+
+    say(step=…, of=…, loss=…, …) is told how far it is. Seeds that finished runs beside it have are not trained again.
+    """
     torch.set_num_threads(job.threads)
-    cell, course = job.cell, Course(job)
+    with deterministic(job.deterministic):
+        _run(job, Course(job, say))
+    return job.cell.run_id
+
+
+def _run(job: Job, course: Course) -> None:
+    cell, runs = job.cell, Path(job.folder).parent
+
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",
+        run=f"{job.suite}/{job.title} {cell.run_id}",
         config=cell.config.model_dump(mode="json")
         | {"model": job.model_name, "hook": cell.hook, "run_id": cell.run_id},
-        folder=Path(job.folder).parent,
+        folder=runs,
+        tags=(cell.config.sae.architecture, cell.hook, job.model_name),
+        every=cell.config.training.log_every,
         warn=lambda text: sys.stderr.write(f"husai: {text}\n"),
     )
+    curves = Curves(tracker, cell.config.training)
+
+    def on_log(rows: list[StepLog]) -> None:
+        figures = mean_log(rows)
+        course.say(step=rows[0].step, of=course.steps, **{name: figures[name] for name in LOGGED})
+        curves.on_log(rows)
+
     meta = {
         "model_name": job.model_name,
         "hook_name": cell.hook,
@@ -198,23 +237,24 @@ def run_cell(job: Job) -> str:
         "verified": job.verified,
         "run_id": cell.run_id,
     }
-    try:
+    with tracker:
         train_sae_run(
             course.hook.x,
             cell.config,
             Path(job.folder),
             meta,
-            on_log=lambda rows: tracker.log(mean_log(rows), rows[0].step),
-            stop=course.observe,
+            on_log=on_log,
+            on_statistics=curves.on_statistics,
+            stop=curves.apart(course.observe),
             stop_at=course.looks,
-            finish=course.finish,
+            finish=curves.told(course.finish),
             fresh=course.hook.fresh,
             known=course.hook.known,
             device=job.device,
+            keep_looks=True,
+            earlier=earlier_seeds(runs, cell.family, cell.config, course.looks),
         )
-    finally:
-        tracker.finish()
-    return cell.run_id
+    register(Path(job.folder), cell.family)
 
 
 def identity_of(job: Job) -> dict[str, Any]:

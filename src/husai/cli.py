@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from husai.commands import activations, model, sae
+from husai.commands import activations, model, runs, sae
 from husai.commands.compare import compare
 from husai.commands.conformance import conformance
 from husai.commands.findings import findings
@@ -22,6 +22,7 @@ app.command("smoke")(smoke)
 app.add_typer(model.app, name="model")
 app.add_typer(activations.app, name="activations")
 app.add_typer(sae.app, name="sae")
+app.add_typer(runs.app, name="runs")
 for command in (compare, conformance, sweep, plan, report, findings):
     app.command(command.__name__)(command)
 

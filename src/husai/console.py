@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import signal
 import sys
 import warnings
@@ -17,6 +18,8 @@ from rich.text import Text
 from husai.errors import HusaiError
 
 P = ParamSpec("P")
+MOST_SHOWN = 2000  # characters of a message
+NO_MEMORY = re.compile("out of memory|allocate memory")  # as torch says it
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 BAND_STYLES = {"ok": "green", "acceptable": "yellow", "poor": "magenta", "red": "red"}
@@ -36,7 +39,8 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from husai.runs import GateFailed, reason
+        from husai.runs import GateFailed
+        from husai.store.files import reason
 
         signal.signal(signal.SIGTERM, _terminate)
         try:
@@ -47,6 +51,10 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
             code = fail(str(error), 1)
         except OSError as error:
             code = fail(f"{error.filename or 'a file'}: {reason(error)}", 2)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+                raise
+            code = fail("there is not enough memory; use smaller sizes, fewer seeds or fewer --jobs", 2)
         except KeyboardInterrupt:
             code = fail("interrupted; nothing half-written remains, and a sweep goes on from its finished cells", 130)
         except Terminated:
@@ -57,12 +65,23 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def fail(message: str, code: int) -> int:
-    err.print(f"husai: {message}", style="red", markup=False)
+    err.print(f"husai: {one_line(message)}", style="red", markup=False)
     return code
 
 
+def one_line(message: str) -> str:
+    """A message as one line that a terminal only shows: what it quotes from a file may hold anything, at any length."""
+    text = printable(" ".join(message.split()))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def printable(text: str) -> str:
+    """Text with escapes in place of characters that a terminal would obey or that no encoding has, but for line ends."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(text: str = "", style: str | None = None) -> None:
-    out.print(text, style=style, markup=False)
+    out.print(printable(text), style=style, markup=False)
 
 
 @contextlib.contextmanager
@@ -72,12 +91,18 @@ def warnings_said() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        err.print(f"husai: {warning.message}", markup=False)
+        warn(one_line(str(warning.message)))
+
+
+def warn(text: str) -> None:
+    """A notice on standard error."""
+    err.print(f"husai: {text}", markup=False)
 
 
 def show_json(data: object) -> None:
     """JSON on standard output and nothing else; NaN becomes null."""
-    sys.stdout.write(json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(data), indent=2, ensure_ascii=False)
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")  # half a surrogate pair is no text
 
 
 def plain(value: Any) -> Any:

@@ -9,12 +9,13 @@ import pandas as pd
 from husai.api import Score, measured, measured_at, scores_of
 from husai.errors import HusaiError
 from husai.measure import Hook, Measurement
-from husai.runs import load_model, reason
+from husai.runs import load_model
 from husai.sae.dictionary import Dictionary
 from husai.sae.formats import sae_folders
 from husai.sae.weights import load_sae
 from husai.samples import samples_of_store
-from husai.stores import open_store
+from husai.shards import open_store
+from husai.store.files import reason
 
 TABLE = "scores.csv"
 

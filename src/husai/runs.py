@@ -1,161 +1,26 @@
-"""Run folders: written whole or not at all, with everything needed to trust and repeat them.
-
-A run folder holds `config.yaml` (replays it), weights, `metrics.json`, `history.csv`, `provenance.json` and, written
-last, `DONE`. It is built in a temporary folder beside its place and renamed into it.
-"""
+"""Trained and compiled models: found by what a user calls them, opened with what they are read on, and let through the gate."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError
-
-from husai.config import CompiledConfig, Config, ModelConfig, Recipe, RecurrentConfig, load_recipe
+from husai.config import CompiledConfig, ModelConfig, Recipe, RecurrentConfig, load_recipe
 from husai.errors import HusaiError
 from husai.models import Inputs, Model, inputs_of, load_weights
 from husai.recurrent.model import Recurrent
-from husai.resources import in_checkout, reference_dir, reference_names
+from husai.resources import reference_dir, reference_names
+from husai.store.checksums import require_intact
+from husai.store.folders import finished
 from husai.tasks import Task
 from husai.truth.circuit import GateReport, verify
 from husai.truth.variants import Variant
 
-DONE = "DONE"
 WEIGHT_FILES = ("model", "transformer_best", "transformer_final", "recurrent_best", "recurrent_final")
 
 
 class GateFailed(Exception):
     """A model that should be ground truth fails the gate; the message names the failed conditions and by how much."""
-
-
-def require_free(place: Path) -> None:
-    """Raises HusaiError unless a run folder can be made at `place`: nothing is there, or an empty folder."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        what = "already holds a finished run" if (place / DONE).exists() else "exists and is not an empty folder"
-        raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
-
-
-@contextmanager
-def whole_folder(place: Path, *, replace_existing: bool = False) -> Iterator[Path]:
-    """A fresh folder to fill; on success it gets `DONE` and becomes `place`, on any failure nothing remains.
-
-    Raises HusaiError if `place` already holds a finished run (unless `replace_existing`), holds foreign files, or
-    cannot be written (also when the disk fills up meanwhile).
-    """
-    if not replace_existing:
-        require_free(place)
-    temporary: Path | None = None
-    created = [folder for folder in place.parents if not folder.exists()]
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-        os.chmod(temporary, 0o755)
-        yield temporary
-        (temporary / DONE).write_text("")
-        _sync(temporary)
-        if place.exists():
-            shutil.rmtree(place)
-        temporary.rename(place)
-    except (OSError, SafetensorError) as error:
-        raise HusaiError(f"{place}: cannot be written ({reason(error)})") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if not place.exists():
-            _remove_empty(created)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove the folders, innermost first, as long as they are empty."""
-    for folder in folders:
-        if not folder.is_dir() or any(folder.iterdir()):
-            return
-        folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file to disk, readable for all, before the rename makes it visible."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o644)
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-
-
-def reason(error: Exception) -> str:
-    """Why a file operation failed, in words."""
-    return error.strerror or str(error) if isinstance(error, OSError) else " ".join(str(error).split())
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's text in one step. Raises HusaiError if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise HusaiError(f"{path}: cannot be written ({reason(error)})") from None
-
-
-def finished(place: Path) -> bool:
-    """Whether `place` holds a finished run."""
-    return (place / DONE).is_file()
-
-
-def provenance(**extra: object) -> dict[str, object]:
-    """Versions, commit, hardware and time; what never enters results but explains them."""
-    packages = ("husai", "torch", "numpy", "scipy", "sae-lens", "transformer-lens")
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "git_commit": _git_commit(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **extra,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this package runs from; None for an installed package, whatever holds its folder."""
-    if not in_checkout():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def write_record(folder: Path, config: Config, metrics: dict[str, Any], **extra: object) -> None:
-    """`config.yaml`, `metrics.json` and `provenance.json` of a run."""
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    finite = {name: None if value != value else value for name, value in metrics.items()}  # JSON knows no NaN
-    (folder / "metrics.json").write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    (folder / "provenance.json").write_text(json.dumps(provenance(**extra), indent=2) + "\n", encoding="utf-8")
 
 
 def write_gate(path: Path, report: GateReport) -> None:
@@ -199,8 +64,8 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
     """The model that `reference` means, with its task.
 
     A MODEL is a reference name (`add-p113-0`), a run folder or a weights file. The op comes from the folder's config,
-    or is `op` (default add) for a bare file of a transformer. Raises HusaiError if nothing is found, it cannot be read,
-    or `op` is not the model's.
+    or is `op` (default add) for a bare file of a transformer. Raises HusaiError if nothing is found, it cannot be read
+    or does not match its checksum, or `op` is not the model's.
     """
     if not str(reference):
         raise HusaiError("model: the name is empty; give a reference name, a run folder or a weights file")
@@ -219,6 +84,7 @@ def load_model(reference: str | Path, op: str | None = None) -> LoadedModel:
         if not present:
             raise HusaiError(f"{path}: holds no model weights ({', '.join(WEIGHT_FILES)}, each .safetensors)")
         weights = present[0]
+    require_intact(weights, weights.parent / "config.yaml")
     model, ignored = load_weights(weights)
     beside = weights.parent / "config.yaml"  # a stranger's config beside a bare weights file says nothing
     config = load_recipe(beside) if beside.is_file() and (path.is_dir() or finished(weights.parent)) else None

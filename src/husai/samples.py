@@ -12,7 +12,7 @@ from husai.errors import HusaiError
 from husai.runs import LoadedModel
 from husai.sae.dictionary import Dictionary
 from husai.sae.pairs import Pairs
-from husai.stores import Store, sample_rows
+from husai.shards import Store, sample_rows
 from husai.truth.planes import GroundTruth, find_truth
 
 

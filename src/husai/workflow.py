@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ import torch
 from husai.config import CompiledConfig, SAEConfig, Trainable, content_hash
 from husai.models import Model, inputs_of, kind_of, save_weights, train
 from husai.optimise import Evaluated, TrainedModel
-from husai.runs import require_free, whole_folder, write_gate, write_record
+from husai.runs import write_gate
 from husai.sae.batches import Fresh
-from husai.sae.checkpoint import Checkpoints, checkpoint_folder, source_folder
+from husai.sae.checkpoint import Checkpoints, source_folder
+from husai.sae.dictionary import SAEEnsemble
 from husai.sae.health import assess
 from husai.sae.history import StepLog
 from husai.sae.known import Known
+from husai.sae.looks import Earlier, complete, keep_history, keep_look
 from husai.sae.pairs import Pairs, Samples
 from husai.sae.statistics import Statistic
-from husai.sae.train import Stop, TrainedSAEs, train_saes
+from husai.sae.train import Stop, TrainedSAEs, train_saes, untrained
 from husai.sae.weights import save_sae
-from husai.stores import Store
+from husai.shards import Store
+from husai.store.folders import require_free, whole_folder
+from husai.store.places import checkpoint_folder
+from husai.store.provenance import write_record
 from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify
 
@@ -127,11 +133,14 @@ def train_sae_run(
     device: str = "cpu",
     resume_from: Path | None = None,
     warn: Callable[[str], object] = lambda _: None,
+    keep_looks: bool = False,
+    earlier: Earlier | None = None,
 ) -> TrainedSAEs:
     """Train S SAEs on activations x (fresh, known: see `train_saes`) and write their run folder.
 
     With one seed the folder itself is the SAELens folder; with more, each seed is one in `seed-<init>-<data>/`.
-    finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata.
+    finish(trained, folder) computes the run's metrics and may add files. meta goes into every SAE's metadata. keep_looks:
+    whether the SAEs at `stop_at` are kept with the run, for runs of more seeds; earlier: seeds that need no training.
 
     With training.checkpoint_every, checkpoints are kept in `<out>.checkpoints` until the run is finished; a run that finds
     some there, or in `resume_from`, goes on from the last whole one. warn is told of damaged ones. Raises HusaiError if
@@ -141,24 +150,31 @@ def train_sae_run(
     require_free(out)
     checkpoints = Checkpoints(
         checkpoint_folder(out),
-        {**config.model_dump(mode="json"), "activations": _describe(x, fresh is not None) | meta},
+        {**config.model_dump(mode="json"), "activations": _describe(x, fresh is not None) | meta, **_reused(earlier)},
         every=config.training.checkpoint_every,
         source=None if resume_from is None else source_folder(resume_from),
         warn=warn,
     )
     with whole_folder(out) as folder:
-        trained = train_saes(
-            x,
-            config,
-            stop=stop,
-            stop_at=stop_at,
-            on_log=on_log,
-            on_statistics=on_statistics,
-            fresh=fresh,
-            known=known,
-            device=device,
-            checkpoints=checkpoints,
-        )
+
+        def look(step: int, ensemble: SAEEnsemble) -> bool:
+            if keep_looks:
+                keep_look(folder, step, ensemble)
+            return stop(step, ensemble)
+
+        def train_those(config: SAEConfig, stop: Stop) -> TrainedSAEs:
+            told = {"on_log": on_log, "on_statistics": on_statistics, "checkpoints": checkpoints}
+            given = {"fresh": fresh, "known": known, "device": device}
+            return train_saes(x, config, stop=stop, stop_at=stop_at, **told, **given)
+
+        if earlier is None:
+            trained = train_those(config, look)
+        else:
+            begin = partial(untrained, x, fresh=fresh, known=known, device=device)
+            trained = complete(config, earlier, train_those, begin, stop=look, stop_at=stop_at)
+            meta = {**meta, "seeds_of": earlier.runs}
+        if keep_looks:
+            keep_history(folder, trained.history)
         save_ensemble(trained, config, folder, meta)
         metrics = finish(trained, folder)
         write_record(folder, config, metrics, wall_seconds=time.perf_counter() - start, **meta)
@@ -167,6 +183,11 @@ def train_sae_run(
         (folder / "health.json").write_text(json.dumps(health, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     checkpoints.remove()
     return trained
+
+
+def _reused(earlier: Earlier | None) -> dict[str, Any]:
+    """What is known of seeds that are not trained; a run resumes only with the same."""
+    return {} if earlier is None else {"earlier": sorted(map(list, earlier.places))}
 
 
 def _describe(x: Samples, fresh: bool) -> dict[str, Any]:

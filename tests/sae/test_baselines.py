@@ -16,7 +16,7 @@ from husai.sae.health import assess
 from husai.sae.params import Params, init_params
 from husai.sae.train import train_saes
 from husai.seeding import generator
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 
 D_IN = 8
 KINDS = {

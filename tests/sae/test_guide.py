@@ -32,7 +32,7 @@ from husai.sae.terms import probe, temporal
 from husai.sae.train import train_saes
 from husai.sae.trainer import Trainer
 from husai.seeding import generator
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 from husai.tasks import Task
 from husai.truth.synthetic import draw_circles, plant
 

@@ -26,7 +26,7 @@ from husai.sae.known import Known
 from husai.sae.train import train_saes
 from husai.sae.trainer import Trainer
 from husai.seeding import generator
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 from husai.workflow import train_sae_run
 
 STEPS, EVERY = 60, 7
@@ -41,7 +41,7 @@ from husai.sae import checkpoint
 from husai.sae.known import Known
 from husai.sae.trainer import Trainer
 from husai.sae.pairs import Pairs
-from husai.stores import open_store
+from husai.shards import open_store
 from husai.workflow import train_sae_run
 from safetensors.torch import load_file
 

@@ -28,7 +28,7 @@ from husai.sae.resample import resample_dead
 from husai.sae.train import train_saes
 from husai.sae.trainer import Trainer
 from husai.seeding import generator
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 from husai.truth.synthetic import Planted
 
 pytestmark = pytest.mark.filterwarnings(

@@ -107,7 +107,7 @@ def activations_capture(
 @exits
 def activations_verify(folder: Annotated[Path, typer.Argument(help="a store, or a folder of shards")]) -> None:
     """Read every shard: checksums, shapes, NaN. Exit 0 if all are whole, 2 with the first that is not."""
-    from husai.stores import open_store
+    from husai.shards import open_store
 
     store = open_store(folder)
     store.verify()

@@ -50,7 +50,7 @@ def compare(
     from husai.sae.formats import sae_folders
     from husai.sae.weights import load_sae
     from husai.samples import samples_of_model, samples_of_store
-    from husai.stores import open_store
+    from husai.shards import open_store
 
     if model is not None and shard_dir is not None:
         raise HusaiError("compare: takes activations from --model or from --shard-dir, not from both")

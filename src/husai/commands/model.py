@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from husai import console
-from husai.commands.options import DeviceOption, JsonOption, Kind, ModelArg, OpOption, Overrides, VariantName
+from husai.commands.options import (
+    DeviceOption,
+    JsonOption,
+    Kind,
+    ModelArg,
+    OpOption,
+    Overrides,
+    TrackOption,
+    VariantName,
+    tracked,
+)
 from husai.console import exits, say
 
 app = typer.Typer(help="Train, compile, verify and list the models under study.", no_args_is_help=True)
@@ -22,13 +32,14 @@ def model_train(
     attempts: Annotated[int, typer.Option(min=1, help="seeds tried until the gate passes")] = 3,
     device: DeviceOption = "cpu",
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    track: TrackOption = None,
 ) -> int:
     """Train a model until its circuit is verified. Exit 0 if the gate passes, 1 if no attempt does."""
     from husai.config import load_trainable
+    from husai.making import say_run, train_watched
     from husai.resources import find_config
-    from husai.suite import say_run, train_watched
 
-    recipe = load_trainable(find_config(config, "models"), overrides or [])
+    recipe = load_trainable(find_config(config, "models"), [*(overrides or []), *tracked(track)])
     recipe = recipe if seed is None else recipe.with_seed(seed)
     device = console.require_device(device)
     return say_run(out, train_watched(recipe, out, attempts=attempts, device=device, quiet=quiet))
@@ -50,7 +61,7 @@ def model_compile(
 ) -> int:
     """Write down a transformer that is a known circuit. Exit 0 if it passes its own variant of the gate, 1 if not."""
     from husai.config import CompiledConfig
-    from husai.suite import compile_and_report
+    from husai.making import compile_and_report
 
     given = {"task": {"op": op, "p": p}, "kind": kind, "keys": keys.split(","), "d_model": d_model, "d_mlp": d_mlp}
     config = CompiledConfig.parse({**given, "rotate": rotate, "noise": noise, "seed": seed}, "model compile")

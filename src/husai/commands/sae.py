@@ -53,7 +53,7 @@ def sae_train(
     if seeds > 1 or seed is not None:
         many = tuple(range(seed or 0, (seed or 0) + seeds))
         chosen = chosen.model_copy(update={"init_seeds": many, "data_seeds": many})
-    more = {"quiet": quiet or json, "tracking": flags.track or "none", "target_shard_dir": target_shard_dir}
+    more = {"quiet": quiet or json, "target_shard_dir": target_shard_dir}
     request = flags.request(model, chosen, out, **more)
     if flags.dry_run:
         expected = estimate_single(request)

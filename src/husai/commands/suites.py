@@ -6,8 +6,21 @@ from typing import Annotated
 import typer
 
 from husai import console
-from husai.commands.options import CPUS, DeviceOption, JobsOption, JsonOption, Overrides, UnverifiedOption, WandbMode
+from husai.commands.options import (
+    CPUS,
+    DeviceOption,
+    JobsOption,
+    JsonOption,
+    NoWandbOption,
+    Overrides,
+    ProjectOption,
+    RunsOption,
+    TrackOption,
+    UnverifiedOption,
+    tracked,
+)
 from husai.console import exits, say
+from husai.engines import EngineName
 
 
 @exits
@@ -32,29 +45,59 @@ def sweep(
     suite: Annotated[str, typer.Argument(help="a suite's YAML file, or a shipped name such as default")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="results folder (default results/<suite>)")] = None,
-    runs: Annotated[Path, typer.Option(help="folder for run folders")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
     jobs: JobsOption = CPUS,
     device: DeviceOption = "cpu",
+    engine: Annotated[
+        EngineName | None, typer.Option(help="serial, processes or ray (default: processes, or serial with --jobs 1)")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster, auto for the one of this machine (default: a new one here)")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0.01, help="processors that a cell takes of the Ray cluster")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that a cell takes of the Ray cluster, fractions too")] = 0.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads of every cell (default: the processors divided by --jobs)")
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="one thread and deterministic algorithms: equal bits from every engine"),
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try cells again that failed before")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only every n-th cell from the i-th, one shard a machine")] = "1/1",
+    max_time: Annotated[
+        str | None, typer.Option(help="stop in time: seconds, or 90m, 4h, 1-12:00:00; exit code 75 if cells are left")
+    ] = None,
     allow_unverified: UnverifiedOption = False,
-    dry_run: Annotated[bool, typer.Option(help="list the cells and whether they are finished, and stop")] = False,
-    wandb: Annotated[WandbMode, typer.Option(help="track every cell with W&B")] = "none",
+    dry_run: Annotated[bool, typer.Option(help="list the cells, what is finished, time and memory, and stop")] = False,
+    track: TrackOption = None,
+    no_wandb: NoWandbOption = False,
+    wandb_project: ProjectOption = None,
 ) -> int:
     """Compute the missing cells of a suite and write its results; stop and start it as you like."""
     from husai.config import SuiteConfig
     from husai.resources import find_config
     from husai.suite import run_suite
+    from husai.sweep.ways import Ways, duration, part
 
-    chosen = SuiteConfig.load(find_config(suite, "suites"), overrides or [])
-    return run_suite(
-        chosen,
-        out or Path("results") / chosen.name,
-        runs,
+    ways = Ways(
         jobs=jobs,
-        device=console.require_device(device),
+        engine=engine,
+        address=address,
+        cpus=cpus,
+        gpus=gpus,
+        threads=threads,
+        deterministic=deterministic,
+        device=console.require_device(device) if engine != "ray" else device,
+        retry_failed=retry_failed,
+        shard=part(shard),
+        seconds=None if max_time is None else duration(max_time),
         allow_unverified=allow_unverified,
         dry_run=dry_run,
-        tracking=wandb,
     )
+    said = [*(overrides or []), *tracked(track, wandb_project, no_wandb=no_wandb)]
+    chosen = SuiteConfig.load(find_config(suite, "suites"), said)
+    return run_suite(chosen, out or Path("results") / chosen.name, runs, ways)
 
 
 @exits

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from husai.commands.options import DeviceOption, OpOption, UnverifiedOption
-from husai.tracking import Mode
+from husai.commands.options import DeviceOption, OpOption, TrackOption, UnverifiedOption, tracked
 
 if TYPE_CHECKING:
     from husai.config import SAEConfig
@@ -80,10 +79,7 @@ class TrainingFlags:
     sparsity_coeff: Annotated[
         float | None, typer.Option(help="the dial of the architecture: sae.k, sae.l1_coefficient, sae.l0_coefficient")
     ] = None
-    track: Annotated[
-        Mode | None,
-        typer.Option(help="where curves go: W&B (online, offline), TensorBoard files beside the run, none"),
-    ] = None
+    track: TrackOption = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what the run would take, and stop")] = False
 
     def load(
@@ -99,6 +95,7 @@ class TrainingFlags:
         said = {SETTINGS[name]: value for name, value in vars(self).items() if name in SETTINGS} | settings
         given = {name: value for name, value in said.items() if value is not None and value is not False}
         every = [*overrides, *(f"training.{name}={str(value).lower()}" for name, value in given.items())]
+        every += tracked(self.track)
         config = SAEConfig.load(find_config(self.config, "examples"), every, architecture=architecture)
         return config if self.sparsity_coeff is None else config.with_sparsity(self.sparsity_coeff)
 

@@ -1,7 +1,8 @@
 """Frozen, typed configs: YAML in, unknown keys refused, content hash out. One dial per idea.
 
 A config is a value: it never changes after it was read, it says everything that determines a result, and its hash is
-the identity of the run (`content_hash`). Where things run (device, folders, trackers) is not part of a config.
+the identity of the run (`content_hash`). Where things run (device, folders) is not part of a config; where curves go
+(`tracking`) and other settings that change no result are in no hash and no file.
 """
 
 from husai.config.architectures import (
@@ -24,7 +25,7 @@ from husai.config.architectures import (
     TopKTranscoderConfig,
     TranscoderConfig,
 )
-from husai.config.base import Config, content_hash, override, read_yaml
+from husai.config.base import Config, content_hash, override
 from husai.config.baselines import (
     ArchetypalConfig,
     FittedConfig,
@@ -55,6 +56,8 @@ from husai.config.registered import AnySAE, RegisteredConfig
 from husai.config.sae import SAEConfig, SAETrainingConfig
 from husai.config.samples import CirclesConfig, CirclesSource, ControlConfig, PlantedConfig, PlantedSource
 from husai.config.suite import AnalysisConfig, Subject, SuiteConfig
+from husai.config.text import read_yaml
+from husai.config.tracking import TrackingConfig
 
 __all__ = [
     "SAE_CONFIGS",
@@ -104,6 +107,7 @@ __all__ = [
     "TopKSkipSAEConfig",
     "TopKSkipTranscoderConfig",
     "TopKTranscoderConfig",
+    "TrackingConfig",
     "Trainable",
     "TranscoderConfig",
     "TransformerConfig",

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Fraction, Positive, Size, Spread
+from husai.config.base import Count, Fraction, Positive, Size, Spread
 from husai.config.baselines import ArchetypalConfig, FrozenConfig, ICAConfig, KMeansConfig, NMFConfig, PCAConfig
 from husai.config.kind import BaseSAEConfig, KConfig, SignedKConfig
 
@@ -90,7 +90,7 @@ class L1Config(BaseSAEConfig):
     """What every architecture of ReLU codes with an L1 penalty has."""
 
     l1_coefficient: float = Field(default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i |f_i|·‖W_dec,i‖")
-    l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+    l1_warmup_steps: Count = Field(default=100, description="steps over which λ rises linearly from 0")
 
     @property
     def sparsity(self) -> tuple[str, float]:
@@ -113,7 +113,7 @@ class JumpReLUConfig(BaseSAEConfig):
         description="what λ weighs: step: L0; tanh: Σ tanh(tanh_scale·f·‖W_dec‖); quadratic: 2/target_l0·(L0 − target_l0)²",
     )
     l0_coefficient: float = Field(default=1.0, ge=0, description="λ of the sparsity loss")
-    l0_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+    l0_warmup_steps: Count = Field(default=100, description="steps over which λ rises linearly from 0")
     target_l0: Size | None = Field(default=None, description="L0 that the quadratic loss aims at; only it has one")
     tanh_scale: Size = Field(default=4.0, description="how steeply tanh saturates")
     initial_threshold: Spread = Field(
@@ -153,7 +153,7 @@ class GatedConfig(BaseSAEConfig):
     l1_coefficient: float = Field(
         default=1.0, ge=0, description="λ of λ · mean over batch of Σ_i ReLU(gate_i)·‖W_dec,i‖"
     )
-    l1_warmup_steps: int = Field(default=100, ge=0, description="steps over which λ rises linearly from 0")
+    l1_warmup_steps: Count = Field(default=100, description="steps over which λ rises linearly from 0")
 
     @property
     def sparsity(self) -> tuple[str, float]:

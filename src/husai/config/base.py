@@ -1,6 +1,5 @@
 """Frozen, typed configs: YAML in, unknown keys refused, content hash out. One dial per idea."""
 
-import copy
 import difflib
 import hashlib
 import json
@@ -10,12 +9,15 @@ from typing import Annotated, Any, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
+from husai.config.text import MOST_LEVELS, parse_yaml, read_yaml
 from husai.errors import HusaiError
 
+MOST = 10**9
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -28,7 +30,7 @@ def later(default: Any, description: str, **rules: Any) -> Any:
 class Config(BaseModel):
     """Base of all configs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, data: object, where: str = "config") -> Self:
@@ -111,39 +113,30 @@ def _configs_in(annotation: object) -> dict[str, type[BaseModel]]:
     return {tag: found for part in parts for tag, found in _configs_in(part).items()}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises HusaiError if it is missing, unreadable or not a mapping."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HusaiError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise HusaiError(f"{path}: cannot be read ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise HusaiError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise HusaiError(f"{path}: must hold a mapping of keys to values")
-    return data
-
-
 def override(data: dict[str, Any], overrides: tuple[str, ...] | list[str]) -> dict[str, Any]:
     """A copy of `data` with `a.b=value` settings applied; values are read as YAML."""
-    data = copy.deepcopy(data)
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise HusaiError(f"override '{item}': must have the form key=value, such as sae.k=8")
-        *parents, leaf = key.split(".")
-        place = data
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise HusaiError(f"override '{item}': '{parent}' is not a group of keys")
-        try:
-            place[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise HusaiError(f"override '{item}': the value is not valid YAML") from None
+        if key.count(".") > MOST_LEVELS:
+            raise HusaiError(f"override '{item}': its key has more than {MOST_LEVELS} dots")
+        data = put(data, key, parse_yaml(text, f"override '{item}': the value"), f"override '{item}'")
     return data
+
+
+def put(data: dict[str, Any], key: str, value: object, where: str) -> dict[str, Any]:
+    """A copy of nested `data` with `value` under a dotted key, or under the key that is written with these dots there.
+
+    Raises HusaiError, beginning with `where`, if a part of the key is there and holds no keys.
+    """
+    head, dot, rest = key.partition(".")
+    if not dot or key in data:
+        return {**data, key: value}
+    inside = data.get(head, {})
+    if not isinstance(inside, dict):
+        raise HusaiError(f"{where}: '{head}' is not a group of keys")
+    return {**data, head: put(inside, rest, value, where)}
 
 
 def content_hash(*parts: object) -> str:

@@ -5,7 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Seed, Size, later, read_yaml
+from husai.config.base import Config, Count, Fraction, Positive, Seed, Size, later
+from husai.config.text import read_yaml
+from husai.config.tracking import TrackingConfig, tracking_field
 from husai.errors import HusaiError
 
 
@@ -36,13 +38,13 @@ class TransformerConfig(Config):
 class OptimiserConfig(Config):
     """What the training of every model under study has in common: AdamW on a float64 cross-entropy."""
 
-    steps: int = Field(
-        default=1500, ge=0, description="optimiser steps; 0 leaves the weights as they were drawn: a negative control"
+    steps: Count = Field(
+        default=1500, description="optimiser steps; 0 leaves the weights as they were drawn: a negative control"
     )
     lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=1.0, ge=0, description="decoupled weight decay")
     beta2: float = Field(default=0.98, gt=0, lt=1, description="Adam's second beta; the first is 0.9")
-    warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
+    warmup_steps: Count = Field(default=10, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.5, description="last share of steps over which lr falls linearly to 0")
     log_every: Positive = Field(default=100, description="steps between evaluations on what is not trained on")
     init_seed: Seed = Field(default=0, description="seed of the initial weights")
@@ -74,6 +76,7 @@ class ModelConfig(Config):
     task: TaskConfig = TaskConfig()
     transformer: TransformerConfig = TransformerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random", "memorised"] | None:
@@ -117,6 +120,7 @@ class RecurrentConfig(Config):
     recurrent: RecurrentShape
     walks: WalksConfig = WalksConfig()
     training: RecurrentTrainingConfig = RecurrentTrainingConfig()
+    tracking: TrackingConfig = tracking_field()
 
     @property
     def control(self) -> Literal["random"] | None:

@@ -7,9 +7,11 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from husai.config.architectures import SAE_CONFIGS
-from husai.config.base import Config, Fraction, Positive, Seed, Size, later, override, read_yaml
+from husai.config.base import Config, Count, Fraction, Positive, Seed, Size, later, override
 from husai.config.precision import Dtype, DtypeName, gradient_scale, require_pair
 from husai.config.registered import REGISTERED, SAE_LENS, ArchitectureConfig, RegisteredConfig, is_registered
+from husai.config.text import read_yaml
+from husai.config.tracking import TrackingConfig, tracking_field
 from husai.errors import HusaiError
 
 ONLY_STEPS = (  # switches of the training that nothing reads where a dictionary is solved for
@@ -24,7 +26,7 @@ class SAETrainingConfig(Config):
     steps: Positive = Field(default=1500, description="optimiser steps")
     batch_size: Positive = Field(default=1024, description="samples a step")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    warmup_steps: Count = Field(default=50, description="steps of linear warm-up")
     decay_fraction: Fraction = Field(default=0.3, description="last share of steps over which lr falls")
     decay: Literal["linear", "exponential"] = Field(
         default="linear", description="how it falls: linearly to 0, or by equal factors to 1% of the peak"
@@ -112,8 +114,8 @@ class SAETrainingConfig(Config):
     early_exit: Positive | None = later(
         None, "training ends after this many steps, with everything saved, its schedules still those of `steps`"
     )
-    log_every: int | None = later(
-        None, "steps between rows of the history; 0: none but the last step's; null: one a pass over the samples", ge=0
+    log_every: Count | None = later(
+        None, "steps between rows of the history; 0: none but the last step's; null: one a pass over the samples"
     )
     checkpoint_every: Positive | None = Field(
         default=None,
@@ -182,6 +184,7 @@ class SAEConfig(Config):
     training: SAETrainingConfig = SAETrainingConfig()
     init_seeds: tuple[Seed, ...] = Field((0,), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0,), description="seed of the order of batches, one an SAE")
+    tracking: TrackingConfig = tracking_field()
 
     @model_validator(mode="after")
     def _seeds_pair(self) -> Self:

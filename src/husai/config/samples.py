@@ -10,8 +10,8 @@ from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread, la
 class PlantedConfig(Config):
     """Samples Σ_i z_i·g_i + noise of known unit atoms g_i with sparse z ≥ 0. (docs/method.md §Planted atoms)"""
 
-    d_model: int = Field(default=64, ge=2, description="dimensions of the samples")
-    n_atoms: Positive = Field(default=128, description="true atoms")
+    d_model: Positive = Field(default=64, ge=2, description="dimensions of the samples")
+    n_atoms: int = Field(default=128, ge=1, le=2**20, description="true atoms")
     k: Positive = Field(default=4, description="groups picked a sample; with group_size 1, active atoms")
     magnitudes: tuple[Size, Size] = Field(
         default=(0.5, 1.5), description="lowest and highest z of an active atom, uniform between them"
@@ -64,14 +64,15 @@ class PlantedConfig(Config):
     def rates(self) -> list[float]:
         """How often a sample picks each group; they sum to k."""
         weights = [rank**-self.zipf for rank in range(1, self.n_atoms // self.group_size + 1)]
-        return [self.k * weight / sum(weights) for weight in weights]
+        total = sum(weights)
+        return [self.k * weight / total for weight in weights]
 
 
 class CirclesConfig(Config):
     """Samples Σ_k r_k·U_k·(cos w_k c, sin w_k c) + noise, U_k known planes. (docs/method.md §Planted circles)"""
 
     d_model: Positive = Field(default=128, description="dimensions of the samples")
-    p: int = Field(default=113, ge=3, description="answers c = 0 … p - 1, and the period of the circles")
+    p: Positive = Field(default=113, ge=3, description="answers c = 0 … p - 1, and the period of the circles")
     frequencies: tuple[Positive, ...] = Field(
         default=(3, 17, 34, 41, 50), min_length=1, description="one circle each, from 1 to (p - 1)/2"
     )

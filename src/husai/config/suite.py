@@ -1,14 +1,17 @@
 """What determines a sweep: models × hooks × SAEs × seeds, and what is computed of them."""
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from husai.config.base import NAME, Config, Positive, Seed, later
-from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig
+from husai.config.axes import expand, is_grid, require_few
+from husai.config.base import NAME, Config, Count, Positive, Seed, content_hash, later
+from husai.config.models import CompiledConfig, ModelConfig, RecurrentConfig, Trainable
 from husai.config.registered import ArchitectureConfig
 from husai.config.sae import SAETrainingConfig
 from husai.config.samples import CirclesSource, ControlConfig, PlantedSource
+from husai.config.tracking import TrackingConfig, tracking_field
 
 DEFAULT_MODEL = "add-p113-0"
 
@@ -16,7 +19,7 @@ DEFAULT_MODEL = "add-p113-0"
 class AnalysisConfig(Config):
     """What is computed beside the raw scores. More draws cost time and narrow the chance levels."""
 
-    curve: tuple[int, ...] = Field(
+    curve: tuple[Count, ...] = Field(
         default=(0, 30, 100, 300, 1000), description="steps at which every score is taken; the end is added"
     )
     null_draws: Positive = Field(
@@ -52,6 +55,14 @@ class SuiteEntry(Config):
         return sae
 
 
+def _each_once(entries: tuple[SuiteEntry, ...]) -> tuple[SuiteEntry, ...]:
+    """Entries that no run id would tell apart are one."""
+    return tuple({content_hash(entry): entry for entry in entries}.values())
+
+
+Entries = Annotated[tuple[SuiteEntry, ...], AfterValidator(_each_once)]
+
+
 def _kind_of_model(value: Any) -> str:
     """Which of the things that may stand under `model` a value is."""
     if isinstance(value, str):
@@ -59,6 +70,12 @@ def _kind_of_model(value: Any) -> str:
     keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
     kinds = {"planted": "planted", "circles": "circles", "kind": "compiled", "recurrent": "recurrent"}
     return next((kind for key, kind in kinds.items() if key in keys), "recipe")
+
+
+def _tracked_with_suite(model: Any) -> Any:
+    if isinstance(model, Trainable) and model.tracking != TrackingConfig():
+        raise ValueError("a model of a suite is tracked as the suite is; tracking belongs at the top of the suite")
+    return model
 
 
 ModelOrSource = Annotated[
@@ -69,6 +86,7 @@ ModelOrSource = Annotated[
     | Annotated[PlantedSource, Tag("planted")]
     | Annotated[CirclesSource, Tag("circles")],
     Discriminator(_kind_of_model),
+    AfterValidator(_tracked_with_suite),
 ]
 
 
@@ -100,7 +118,7 @@ class Subject(Config):
     hooks: tuple[str, ...] = Field(
         default=(), validate_default=True, description="hooks of the model, short or full; none for a synthetic source"
     )
-    entries: tuple[SuiteEntry, ...] = Field(default=(), description="the SAEs trained on it; none: those of the suite")
+    entries: Entries = Field(default=(), description="the SAEs trained on it; none: those of the suite")
     controls: tuple[ControlConfig, ...] = Field(
         default=(),
         description="stand-ins for its samples, on which every SAE is trained besides; none: those of the suite",
@@ -121,23 +139,39 @@ class SuiteConfig(Config):
     )
     model: ModelOrSource | None = Field(default=None, description="the only model or source; null: add-p113-0")
     hooks: tuple[str, ...] = Field(default=(), validate_default=True, description="its hooks")
-    entries: tuple[SuiteEntry, ...] = Field(min_length=1, description="the SAEs trained at every hook")
+    entries: Entries = Field(min_length=1, description="the SAEs trained at every hook")
     controls: tuple[ControlConfig, ...] = Field(
         default=(), description="stand-ins for the samples, on which every SAE is trained besides"
     )
     init_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the initial weights, one an SAE")
     data_seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), description="seed of the order of batches, one an SAE")
     analysis: AnalysisConfig = AnalysisConfig()
+    tracking: TrackingConfig = tracking_field()
+
+    @classmethod
+    def parse(cls, data: object, where: str = "config") -> Self:
+        """As every config; a suite given by `base` and `axes` is written out first. Raises HusaiError as `axes.expand`."""
+        if is_grid(data):
+            data = expand(data, where, entry=SuiteEntry.parse, subject=Subject.parse)
+        return super().parse(data, where)
 
     @field_validator("models")
     @classmethod
     def _names_differ(cls, models: tuple[Subject, ...]) -> tuple[Subject, ...]:
-        names = [subject.name or subject.model for subject in models]
-        for name in names:
+        called: dict[str, tuple[ModelOrSource, set[str]]] = {}
+        for subject in models:
+            name = subject.name or subject.model
             if not isinstance(name, str):
                 raise ValueError("each entry needs a name, unless its model is one")
-            if names.count(name) > 1:
-                raise ValueError(f"two entries are called {name}")
+            if name not in called:
+                called[name] = subject.model, set(subject.hooks)
+                continue
+            model, hooks = called[name]
+            if model != subject.model or not subject.hooks or not hooks.isdisjoint(subject.hooks):
+                raise ValueError(
+                    f"two entries are called {name}; they may be if the model is one and no hook is in both"
+                )
+            hooks.update(subject.hooks)
         return models
 
     @field_validator("model")
@@ -153,6 +187,12 @@ class SuiteConfig(Config):
         if info.data.get("models") and hooks:
             raise ValueError("the suite has a list of models, each with hooks of its own; leave these out")
         return hooks if info.data.get("models") else _hooks_fit(hooks, info.data)
+
+    @model_validator(mode="after")
+    def _few_cells(self) -> Self:
+        kinds = [(len(one.hooks) or 1, len(one.entries), 1 + len(one.controls)) for one in self.subjects]
+        require_few(sum(map(math.prod, kinds)), f"suite {self.name}")
+        return self
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

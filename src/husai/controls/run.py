@@ -27,11 +27,12 @@ from husai.report.results import NULLS, CellView, SuiteResults
 from husai.report.tables import sentences
 from husai.report.text import interval, markdown, number
 from husai.resources import find_config
-from husai.runs import write_atomic
 from husai.sae.dictionary import Dictionary
 from husai.sae.weights import load_sae
+from husai.store.files import write_atomic
 from husai.suite import model_place, run_suite
-from husai.sweep import plan
+from husai.sweep.plan import plan
+from husai.sweep.ways import Ways
 
 SUITES = ("controls", "controls-clock", "controls-memorised", "controls-planted", "controls-random")
 
@@ -48,7 +49,7 @@ class Trial:
         """Computes what is missing under `runs`."""
         suite = SuiteConfig.load(find_config(name, "suites"))
         place = runs / "results" / name
-        run_suite(suite, place, runs, jobs=jobs)
+        run_suite(suite, place, runs, Ways(jobs=jobs))
         places = [model_place(subject, suite.name, runs) for subject in suite.subjects]
         planned, _ = plan(suite, places, runs)
         return cls(SuiteResults.load(place), {job.cell.run_id: job for job in planned})

@@ -5,9 +5,7 @@ What a draw depends on is hashed, code and all; an entry that cannot be trusted 
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,13 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import husai
-from husai.errors import HusaiError
-from husai.runs import reason
+from husai.store.files import whole_file
+from husai.store.provenance import code_hash
 
 DRAWING_CODE = ("analysis", "sae/topk.py", "seeding.py")  # of the package; a change here makes other draws
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -72,16 +68,7 @@ class NullKey:
         return json.dumps({**asdict(self), "n_live": n_live, "code": CODE}, sort_keys=True)
 
 
-def _code() -> str:
-    """Hash of the code that draws and scores nulls, and the version of torch, whose random streams it uses."""
-    root, digest = Path(husai.__file__).parent, hashlib.sha256(torch.__version__.encode())
-    for name in DRAWING_CODE:
-        for path in sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / name]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-CODE = _code()  # as imported, whatever becomes of the files while a sweep runs
+CODE = code_hash(*DRAWING_CODE)  # as imported, whatever becomes of the files while a sweep runs
 
 
 @dataclass(frozen=True)
@@ -139,16 +126,20 @@ def _read(path: Path, text: str, shape: tuple[int, int, int]) -> np.ndarray | No
     return drawn if stated == text and drawn.shape[:3] == shape else None
 
 
-def _write(path: Path, text: str, drawn: np.ndarray) -> None:
-    """Into a file of its own beside `path`, then renamed: readers see a whole entry or none."""
-    temporary = None
+def outdated(folder: Path) -> list[Path]:
+    """Entries of a folder that serve nobody any more: drawn with other code, or damaged."""
+    return [path for path in sorted(folder.glob("[!.]*.npz")) if _drawn_with(path) != CODE]
+
+
+def _drawn_with(path: Path) -> str | None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, draws=drawn, key=np.array(text))
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise HusaiError(f"{path}: cannot be written ({reason(error)})") from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            return json.loads(str(entry["key"]))["code"]
+    except (*DAMAGE, TypeError):
+        return None
+
+
+def _write(path: Path, text: str, drawn: np.ndarray) -> None:
+    """Whole or not at all: readers see a whole entry or none."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, draws=drawn, key=np.array(text))

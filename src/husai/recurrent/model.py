@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from husai.config import RecurrentShape
 from husai.errors import HusaiError
+from husai.memory import require_memory
 from husai.recurrent.walks import Walks
 
 Params = dict[str, Tensor]
@@ -79,6 +80,7 @@ def shapes(cell: Cell, p: int, d_hidden: int) -> dict[str, tuple[int, ...]]:
 def init_params(config: RecurrentShape, p: int, *, generator: torch.Generator) -> Params:
     """Every parameter uniform between ±1/√d_hidden, as torch.nn starts its recurrent layers."""
     bound = config.d_hidden**-0.5
+    require_memory(64 * config.d_hidden * (config.d_hidden + p), f"recurrent: d_hidden {config.d_hidden}")
     return {
         name: bound * (2 * torch.rand(shape, generator=generator) - 1)
         for name, shape in shapes(config.cell, p, config.d_hidden).items()

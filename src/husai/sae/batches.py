@@ -11,7 +11,7 @@ from torch import Tensor
 from husai.activations import Normaliser
 from husai.sae.known import Beside, Known, KnownOfStore
 from husai.seeding import generator
-from husai.stores import Store
+from husai.shards import Store
 
 Fresh = Callable[[int, torch.Generator], Float[Tensor, "count d_in"]]
 

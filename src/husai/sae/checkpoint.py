@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from husai.errors import HusaiError
-from husai.runs import write_atomic
 from husai.sae.params import Params
-from husai.stores import file_hash, write_tensors
+from husai.shards import write_tensors
+from husai.store.checksums import file_hash
+from husai.store.files import write_atomic
+from husai.store.places import checkpoint_folder
 
 KEEP = 2
 
@@ -158,11 +160,16 @@ class Checkpoints:
         """
         folder = self.source or self.folder
         found = sorted(folder.glob("step-*.json"), reverse=True) if folder.is_dir() else []
+        passed_over: list[str] = []
         for path in found:
             try:
-                return self._read(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                self.warn(f"{path}: is truncated or damaged ({error}); going back to the checkpoint before it")
+                resumed = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                passed_over.append(f"{path}: is truncated or damaged ({error}); going back to the checkpoint before it")
+                continue
+            for text in passed_over:
+                self.warn(text)
+            return resumed
         if found:
             raise HusaiError(f"{folder}: every checkpoint in it is truncated or damaged; remove it to start anew")
         if self.source is not None:
@@ -172,6 +179,8 @@ class Checkpoints:
     def _read(self, path: Path) -> Resumed:
         """Raises ValueError for a wrong checksum, and what JSON and safetensors raise for damage."""
         outer = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(outer, dict) or not isinstance(outer["content"], str):
+            raise ValueError("it holds something else")
         if _hash(outer["content"]) != outer["sha256"]:
             raise ValueError("its checksum is wrong")
         content = json.loads(outer["content"])
@@ -216,11 +225,6 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {name: tree}
     return {key: value for part in tree for key, value in _flat(tree[part], f"{name}.{part}".lstrip(".")).items()}
-
-
-def checkpoint_folder(out: Path) -> Path:
-    """Where the checkpoints of a run lie until it is finished."""
-    return out.with_name(f"{out.name}.checkpoints")
 
 
 def source_folder(given: Path) -> Path:

@@ -14,7 +14,7 @@ from husai.sae.baselines import Fitted, Solved
 from husai.sae.dictionary import PART, SAEEnsemble, finished
 from husai.sae.history import StepLog
 from husai.sae.params import Params, init_params
-from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
+from husai.shards import SAMPLE, Store, fit_normaliser, sample_rows
 
 
 class Fitter:

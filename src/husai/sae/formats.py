@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from husai.activations import ordinary
 from husai.errors import HusaiError
-from husai.stores import read_file
+from husai.shards import read_file
 
 
 class Format(NamedTuple):
@@ -134,5 +135,6 @@ def require_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
 def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raises HusaiError for a tensor that holds NaN or infinity."""
     for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise HusaiError(f"{path}: {name} holds NaN or infinity; its training diverged or the file is damaged")
+        if not bool(ordinary(value).all()):
+            what = "a number beyond 1e15" if bool(value.isfinite().all()) else "NaN or infinity"
+            raise HusaiError(f"{path}: {name} holds {what}; its training diverged or the file is damaged")

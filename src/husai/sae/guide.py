@@ -15,7 +15,7 @@ from husai.sae.params import Params
 from husai.sae.resample import clear_moments
 from husai.sae.terms import probe, temporal
 from husai.seeding import generator
-from husai.stores import Store
+from husai.shards import Store
 
 
 def known_of(

@@ -10,7 +10,7 @@ from torch import Tensor
 from husai.errors import HusaiError
 from husai.models import Inputs
 from husai.recurrent.walks import Walks
-from husai.stores import Store
+from husai.shards import Store
 
 POSITION = "position"  # the column of a store that tells the order of its rows
 

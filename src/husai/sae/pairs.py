@@ -12,7 +12,7 @@ from husai.errors import HusaiError
 from husai.sae.batches import Batches, Fresh, StoreBatches
 from husai.sae.known import Known, KnownOfStore
 from husai.sae.precision import unit_of
-from husai.stores import SAMPLE, Store, fit_normaliser, sample_rows
+from husai.shards import SAMPLE, Store, fit_normaliser, sample_rows
 
 
 @dataclass(frozen=True)

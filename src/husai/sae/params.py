@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from husai.memory import require_memory
 from husai.seeding import generator
 
 FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -58,6 +59,9 @@ def init_params(d_in: int, d_sae: int, init_seeds: tuple[int, ...], *, d_target:
 
     d_target: width of the target of a transcoder, whose encoder is drawn apart, as input and target share no axes.
     """
+    width = d_in + (d_in if d_target is None else d_target)
+    room = 16 * len(init_seeds) * d_sae * width  # values, gradients and two moments, in float32
+    require_memory(room, f"sae: {len(init_seeds)} SAE(s) of d_sae {d_sae} on {d_in} dimensions")
     if d_target is None:
         W_dec = _directions("sae-init", d_sae, d_in, init_seeds)
         W_enc = W_dec.mT.contiguous()

@@ -141,7 +141,7 @@ def train_saes(
 
     stop(step, ensemble) is called at the steps in `stop_at` (0 is before the first update) and ends training by
     returning True. on_log gets one StepLog a seed every `log_every` steps (default: `training.log_every`, or once an epoch;
-    0: never) and at the end, and on_statistics, where given, what `statistics` says and the step.
+    0: never) and at the end, and on_statistics, where given and unless that is 0, what `statistics` says and the step.
     A dictionary that scikit-learn solves for (`sae.baselines`) takes x alone, steps being iterations, and no checkpoints.
     Training ends after `training.steps`, or `early_exit` of them; unless `training.stop` is fixed, also once it is
     `hopeless`, which the result then says. Raises HusaiError
@@ -155,6 +155,13 @@ def train_saes(
     trainer = Trainer(x, config, fresh=fresh, known=known, device=device)
     every = config.training.log_every if log_every is None else log_every
     interval = (every or config.training.end) if every is not None else trainer.batches.per_epoch
-    course = _Course(trainer, interval, stop, on_log, on_statistics, checkpoints)
+    course = _Course(trainer, interval, stop, on_log, None if every == 0 else on_statistics, checkpoints)
     course.resume()
     return course.run(stop_at)
+
+
+def untrained(
+    x: Samples, config: SAEConfig, *, fresh: Fresh | None = None, known: Known | None = None, device: str = "cpu"
+) -> SAEEnsemble:
+    """The SAEs before the first step. Raises HusaiError as `train_saes`."""
+    return Trainer(x, config, fresh=fresh, known=known, device=device).ensemble()

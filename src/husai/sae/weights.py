@@ -20,6 +20,7 @@ from husai.sae.foreign import load_dictionary_learning, load_sparsify
 from husai.sae.formats import DICTIONARY_LEARNING, SAE_LENS, SPARSIFY, format_of, require_finite
 from husai.sae.params import Params
 from husai.sae.registered import Registered, Saved
+from husai.store.checksums import require_intact
 
 CONFIG, WEIGHTS = SAE_LENS.config, SAE_LENS.weights
 NORMALISER = "husai_normaliser"  # metadata: what inputs go through first, where the weights could not take it in
@@ -103,10 +104,13 @@ def load_sae(folder: str | Path) -> Dictionary:
     """Open a folder of SAELens, sparsify or dictionary_learning as a Dictionary, whoever wrote it.
 
     Architectures that are trained here are read directly if their settings are plain; every other architecture or setting
-    goes through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated or of unknown architecture.
+    goes through SAELens itself. Raises HusaiError if the folder is missing, incomplete, truncated, of unknown architecture, or
+    not as its run wrote it.
     """
     folder = Path(folder)
-    if read := OTHERS.get(format_of(folder)):
+    kind = format_of(folder)
+    require_intact(folder / kind.weights, folder / kind.config)
+    if read := OTHERS.get(kind):
         return read(folder)
     config = _read_config(folder)
     normaliser = _normaliser(config["metadata"].get(NORMALISER), folder / CONFIG, config["d_in"])
@@ -145,7 +149,8 @@ def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
             )
     require_finite(found, folder / WEIGHTS)
     params = architecture.restore(found).map(lambda value: value[None])
-    seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
+    stated = {name: meta.get(name) for name in ("init_seed", "data_seed")}
+    seeds = {name: seed if isinstance(seed, int) else 0 for name, seed in stated.items()}
     known: dict[str, object] = {"architecture": architecture.config.architecture}
     known |= dict([architecture.config.sparsity])
     each = config.get("normalize_activations") == CONSTANT_NORM

@@ -12,8 +12,8 @@ from husai.measure import Measurement, verdict
 from husai.sae.health import ADVICE, Health, dead_advice
 from husai.sae.pairs import split
 from husai.sae.train import TrainedSAEs
+from husai.shards import Store
 from husai.single.source import Source
-from husai.stores import Store
 
 ROUNDING = 1e-4  # shares that differ by less are equal
 GOOD, MODERATE = 0.5, 0.3  # verdict bands of fourier_overlap, given that it exceeds its nulls

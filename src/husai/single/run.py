@@ -11,7 +11,6 @@ from husai.analysis.convergence import doublings, is_flat
 from husai.config import AnalysisConfig, SAEConfig
 from husai.console import say
 from husai.measure import Measurement, Members, measure
-from husai.runs import require_free
 from husai.sae.dictionary import SAEEnsemble
 from husai.sae.estimate import Estimate, estimate
 from husai.sae.health import START, STRIDE, Health, assess
@@ -20,7 +19,8 @@ from husai.sae.train import TrainedSAEs
 from husai.seeding import deterministic
 from husai.single.report import given_up, report, summarise, time_lines
 from husai.single.source import Request, Source, open_source, recipe_of
-from husai.tracking import NoTracker, Tracker, open_tracker
+from husai.store.folders import require_free
+from husai.tracking import Curves, open_tracker
 from husai.workflow import train_sae_run
 
 
@@ -45,39 +45,38 @@ def train_single(request: Request) -> dict[str, Any]:
 def _train(request: Request, source: Source) -> dict[str, Any]:
     config = recipe_of(request, source.samples)
     tracker = open_tracker(
-        request.tracking,
-        project=request.project,
+        config.tracking,
         name=f"{config.sae.architecture}-{config.sae.d_sae}-{source.model or 'activations'}",
         run=request.out.name,
         config=config.model_dump(mode="json") | {"model": source.model, "hook": source.place},
         folder=request.out.parent,
-        warn=_warn,
+        tags=(config.sae.architecture, source.place, source.model),
+        every=config.training.log_every,
+        warn=console.warn,
     )
-    shown = config.training.log_statistics and not isinstance(tracker, NoTracker)
-    if config.training.log_statistics and not shown:
-        _warn("training.log_statistics has no tracker to go to; choose one with --track")
-    with console.progress(request.quiet) as bar:
-        watch = _Watch(request, config, source, tracker, bar)
-        try:
-            trained = train_sae_run(
-                source.samples,
-                config,
-                request.out,
-                source.meta,
-                on_log=watch.on_log,
-                on_statistics=tracker.log_statistics if shown else None,
-                stop=watch.observe,
-                stop_at=watch.stops,
-                finish=watch.finish,
-                known=source.hook.known,
-                device=request.device,
-                resume_from=request.resume_from,
-                warn=_warn,
-            )
-        finally:
-            tracker.finish()
+    curves = Curves(tracker, config.training)
+    if config.training.log_statistics and curves.on_statistics is None:
+        console.warn("training.log_statistics has no tracker to go to; choose one with --track")
+    with console.progress(request.quiet) as bar, tracker:
+        watch = _Watch(request, config, source, curves, bar)
+        trained = train_sae_run(
+            source.samples,
+            config,
+            request.out,
+            source.meta,
+            on_log=watch.on_log,
+            on_statistics=curves.on_statistics,
+            stop=curves.apart(watch.observe),
+            stop_at=watch.stops,
+            finish=curves.told(watch.finish),
+            known=source.hook.known,
+            device=request.device,
+            resume_from=request.resume_from,
+            warn=console.warn,
+        )
+        tracker.text("report", (request.out / "report.md").read_text(encoding="utf-8"))
     if trained.hopeless:
-        _warn(f"training was given up at step {trained.steps}: {trained.hopeless}")
+        console.warn(f"training was given up at step {trained.steps}: {trained.hopeless}")
     if not request.quiet:
         say((request.out / "report.md").read_text(encoding="utf-8"))
         console.show_health(watch.health(trained.history))
@@ -85,15 +84,11 @@ def _train(request: Request, source: Source) -> dict[str, Any]:
     return watch.found
 
 
-def _warn(text: str) -> None:
-    console.err.print(f"husai: {text}", markup=False)
-
-
 class _Watch:
     """A training as it is looked at: measured at some steps, logged, shown, and reported at the end (`found`)."""
 
-    def __init__(self, request: Request, config: SAEConfig, source: Source, tracker: Tracker, bar: Progress) -> None:
-        self.quiet, self.config, self.source, self.tracker, self.bar = request.quiet, config, source, tracker, bar
+    def __init__(self, request: Request, config: SAEConfig, source: Source, curves: Curves, bar: Progress) -> None:
+        self.quiet, self.config, self.source, self.curves, self.bar = request.quiet, config, source, curves, bar
         self.steps, self.until_flat = config.training.end, config.training.stop == "converged"
         self.stops = (0, *(doublings(self.steps) if self.until_flat else (self.steps // 2, self.steps)))
         self.line = bar.add_task(f"{len(config.init_seeds)} SAE(s)", total=self.steps, figures="")
@@ -118,7 +113,7 @@ class _Watch:
     def on_log(self, rows: list[StepLog]) -> None:
         mean, step = mean_log(rows), rows[0].step
         self.history.extend(rows)
-        self.tracker.log(mean, step)
+        self.curves.on_log(rows)
         if step >= START * self.steps and step * STRIDE // self.steps > self.judged:
             self.state, self.judged = f"{self.health(self.history).line} · ", step * STRIDE // self.steps
         figures = "loss {loss:.4g} · L0 {l0:.1f} · EV {explained_variance:.4f} · dead {dead:.1%}".format(**mean)

@@ -12,8 +12,7 @@ from husai.measure import Hook
 from husai.models import mlp_hooks
 from husai.runs import check_gate, load_model
 from husai.sae.pairs import Pairs, Samples
-from husai.stores import Store, open_store, sample_rows
-from husai.tracking import PROJECT, Mode
+from husai.shards import Store, open_store, sample_rows
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,6 @@ class Request:
     device: str
     quiet: bool
     epochs: float | None = None
-    tracking: Mode = "none"
-    project: str = PROJECT
     shard_dir: Path | None = None
     resume_from: Path | None = None
     deterministic: bool = False

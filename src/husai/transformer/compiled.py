@@ -18,6 +18,7 @@ from torch import Tensor
 
 from husai.config import CompiledConfig
 from husai.errors import HusaiError
+from husai.memory import require_memory
 from husai.seeding import generator
 from husai.tasks import Task
 from husai.transformer.model import N_CTX, Params, Transformer
@@ -117,6 +118,7 @@ def compile_model(config: CompiledConfig) -> Transformer:
     _check(config, task)
     room = slots(config)
     d_model, d_mlp = _width(config, "d_model"), _width(config, "d_mlp")
+    require_memory(16 * d_model * (d_model + 2 * d_mlp + 2 * task.p), f"d_model {d_model} with d_mlp {d_mlp}")
     params = {
         **_embedding(config, task, room, d_model),
         **_attention(config, task, room, d_model),

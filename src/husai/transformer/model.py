@@ -17,6 +17,7 @@ from torch import Tensor
 
 from husai.config import TransformerConfig
 from husai.errors import HusaiError
+from husai.memory import require_memory
 from husai.tasks import Task
 
 Params = dict[str, Tensor]
@@ -98,6 +99,8 @@ def init_params(config: TransformerConfig, p: int, *, generator: torch.Generator
     """
     d, heads, mlp, rich = config.d_model, config.n_heads, config.d_mlp, config.layout == "husai"
     d_head, vocabulary = d // heads, p + EXTRA_TOKENS[config.layout]
+    room = 16 * d * (2 * p + N_LAYERS[config.layout] * (4 * d + 2 * mlp))  # values, gradients and two moments
+    require_memory(room, f"transformer: d_model {d} with d_mlp {mlp}")
     d_out = vocabulary if rich else p
     params: Params = {}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from husai.config import CirclesConfig, PlantedConfig
 from husai.errors import HusaiError
+from husai.memory import require_memory
 from husai.seeding import generator
 from husai.truth.fourier import characters
 from husai.truth.planes import GroundTruth, Subspace
@@ -51,6 +52,8 @@ def plant(config: PlantedConfig) -> Planted:
 
     Raises HusaiError if an atom is active in no sample, since it would be truth that the data do not hold.
     """
+    room = config.samples * (16 * config.n_atoms + 8 * config.d_model) + 8 * config.n_atoms * config.d_model
+    require_memory(room, f"planted: {config.samples} samples of n_atoms {config.n_atoms} in d_model {config.d_model}")
     atoms = _atoms(config)
     active = _support(config, config.samples, generator("planted-support", config.seed))
     silent = (~active.any(0)).nonzero()
@@ -136,6 +139,8 @@ def draw_circles(config: CirclesConfig) -> Circles:
 
     A plane's two directions are random within it too, so a phase of its own for each circle would change nothing.
     """
+    rows = config.p * config.repeats
+    require_memory(16 * rows * config.d_model, f"circles: {rows} samples of p {config.p} and d_model {config.d_model}")
     stream = generator("circles-planes", config.seed)
     q, r = torch.linalg.qr(
         torch.randn(config.d_model, 2 * len(config.frequencies), generator=stream, dtype=torch.float64)

@@ -15,7 +15,7 @@ from husai.sae.batches import Batches, StoreBatches
 from husai.sae.estimate import estimate
 from husai.sae.train import train_saes
 from husai.seeding import deterministic, generator
-from husai.stores import StoreWriter, fit_normaliser, open_store, sample_rows
+from husai.shards import StoreWriter, fit_normaliser, open_store, sample_rows
 
 
 def numbered(rows: int, d: int = 2) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 def test_a_store_that_was_never_finished_is_not_taken_for_a_smaller_one(tmp_path):
     code = (
-        "import os, signal, torch; from pathlib import Path; from husai.stores import StoreWriter\n"
+        "import os, signal, torch; from pathlib import Path; from husai.shards import StoreWriter\n"
         "with StoreWriter(Path('s'), {}, rows_per_shard=2) as writer:\n"
         "    writer.append(torch.ones(5, 2)); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -305,7 +305,7 @@ import torch
 torch.set_num_threads(1)
 from husai.config import SAEConfig, SAETrainingConfig, TopKConfig
 from husai.sae.train import train_saes
-from husai.stores import StoreWriter, open_store
+from husai.shards import StoreWriter, open_store
 
 def store(name, shards):
     part = torch.randn(4096, 4) @ torch.randn(4, 128)

@@ -5,7 +5,6 @@ A store is `shard-00000.safetensors` … with a tensor `x` (n, d) and, if wanted
 origin are read too: `.safetensors` or `.pt` files (never pickled code) with one tensor (n, d) or (batch, seq, d) each.
 """
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -18,14 +17,16 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from husai.activations import Normalisation, Normaliser
+from husai.activations import Normalisation, Normaliser, require_ordinary
 from husai.errors import HusaiError
-from husai.runs import reason, require_free, write_atomic
 from husai.seeding import generator
+from husai.store.checksums import file_hash
+from husai.store.files import whole_file, write_atomic
+from husai.store.folders import require_free
 
 INDEX, UNFINISHED, FORMAT = "store.json", "UNFINISHED", 1
 ROWS_PER_SHARD = 65536
@@ -83,24 +84,13 @@ class Store:
                 "it had when the store was opened"
             )
         x = self.read(index)
-        bad = (~x.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise HusaiError(f"{shard.path}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows)")
+        require_ordinary(x, shard.path)
         return x
 
     def verify(self) -> None:
         """Checks every shard, one at a time in memory. Raises HusaiError as `check`."""
         for index in range(len(self.shards)):
             self.check(index)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read piece by piece. Raises HusaiError if it is not there."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise HusaiError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -271,14 +261,8 @@ class StoreWriter:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file, whole or not at all. Raises HusaiError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         save_file(tensors, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise HusaiError(f"{path}: cannot be written ({reason(error)})") from None
 
 
 def fit_normaliser(store: Store, how: Normalisation = "scalar") -> Normaliser:

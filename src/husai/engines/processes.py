@@ -1,0 +1,135 @@
+"""Worker processes on this machine. One that dies takes no other with it: its item is tried again by a new one."""
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from husai.engines import RETRIES, Ended, R, T, died
+
+GRACE = 10.0  # seconds a worker has to clean up before it is killed
+
+
+class Stopped(BaseException):
+    """The parent wants this worker to end."""
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    item: Any = None
+    busy: bool = False
+
+    def give(self, call: Callable[[Any], Any], item: Any) -> None:
+        self.item, self.busy = item, True
+        self.pipe.send((call, item))
+
+
+class Processes:
+    """`workers` processes, each started when there is something for it to do."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.context = get_context("spawn")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
+        source, again, tries = iter(items), deque[T](), dict[int, int]()
+        workers: list[_Worker] = []
+        try:
+            while True:
+                self._hand_out(workers, call, source, again)
+                busy = [worker for worker in workers if worker.busy]
+                if not busy:
+                    return
+                for ready in wait([worker.pipe for worker in busy]):
+                    worker = next(one for one in busy if one.pipe is ready)
+                    try:
+                        kind, value = worker.pipe.recv()
+                    except (EOFError, OSError):
+                        workers.remove(worker)
+                        how, item = _ended(worker), worker.item
+                        tries[id(item)] = tries.get(id(item), 0) + 1
+                        if tries[id(item)] > RETRIES:
+                            yield Ended(item, None, died(tries[id(item)], how))
+                        else:
+                            again.append(item)
+                        continue
+                    worker.busy = False
+                    yield Ended(worker.item, value) if kind == "done" else Ended(worker.item, None, value)
+        finally:
+            _stop(workers)
+
+    def _hand_out(self, workers: list[_Worker], call: Callable[[T], R], source: Iterator[T], again: deque[T]) -> None:
+        """An item for every idle worker, and new workers as long as there are items for them."""
+        idle = [worker for worker in workers if not worker.busy]
+        while len(workers) - len(idle) < self.workers:
+            try:
+                item = again.popleft() if again else next(source)
+            except StopIteration:
+                return
+            worker = idle.pop() if idle else self._start(workers)
+            try:
+                worker.give(call, item)
+            except OSError:  # it died while idle
+                workers.remove(worker)
+                worker.process.join()
+                again.append(item)
+
+    def _start(self, workers: list[_Worker]) -> _Worker:
+        here, there = self.context.Pipe()
+        process = self.context.Process(target=_work, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        workers.append(_Worker(process, here))
+        return workers[-1]
+
+
+def _ended(worker: _Worker) -> str:
+    """How a process that is gone went."""
+    worker.process.join()
+    code = worker.process.exitcode
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """End all workers: at once if idle, after cleaning up if not, by force if they do not."""
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(GRACE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()
+
+
+def _stopped(_signal: int, _frame: object) -> None:
+    raise Stopped
+
+
+def _work(pipe: Connection) -> None:
+    """A worker: callables and items in, results or the words of exceptions out, until the parent is gone.
+
+    Ctrl-C reaches the whole process group; only the parent answers it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stopped)
+    try:
+        while True:
+            call, item = pipe.recv()
+            try:
+                answer = ("done", call(item))
+            except Exception as error:  # a fault of one item is no fault of the worker
+                answer = ("failed", f"{error.__class__.__name__}: {error}")
+            pipe.send(answer)
+    except (EOFError, OSError, Stopped):
+        return
