@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from husai.analysis.stats import Interval
+from husai.analysis.verdict import stable_rungs
 from husai.errors import HusaiError
 from husai.report import intake
 
@@ -296,6 +297,11 @@ class SuiteResults:
     def rungs(self, cell: CellView, metric: str = "pwmcc") -> dict[str, Interval]:
         """Every chance level of a figure at the end, with what SAEs trained on a surrogate reach."""
         return rungs_of(cell, self.surrogate_of(cell), metric)
+
+    def stable(self, cell: CellView) -> tuple[str, ...]:
+        """The rungs that pwmcc of a cell must exceed before its features are called stable."""
+        truth = self.truth.get(cell.model, {}).get(cell.hook, {})
+        return stable_rungs(bool(truth.get("subspaces")))
 
     def level(self, cell: CellView, metric: str, null: str) -> tuple[CellView, str]:
         """The cell and the null whose record is this chance level of `cell`: another cell for `surrogate_trained`.
