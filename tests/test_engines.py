@@ -1,8 +1,12 @@
 """Engines: all items, as there is room for them, whatever dies."""
 
+import gc
 import os
 import signal
+import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -109,8 +113,12 @@ def ray():
     pytest.importorskip("ray")
     from husai.engines.ray import Ray
 
-    with Ray(2) as engine:
-        yield engine
+    engine = Ray(2)
+    yield engine
+    with warnings.catch_warnings():  # Ray leaves its processes' handles to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        Ray.__exit__(engine)
+        gc.collect()
 
 
 @pytest.fixture(params=["serial", "processes", "ray"])
@@ -168,8 +176,6 @@ def test_in_this_process_an_exception_goes_through():
 
 def test_closing_stops_what_runs(apart, tmp_path):
     running = apart.run(note_and_wait, [(str(tmp_path), item) for item in range(2)])
-    import threading
-
     def close_soon():
         until(lambda: len(list(tmp_path.iterdir())) == 2)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -257,7 +263,7 @@ def test_what_the_cluster_has_not_is_said(ray, kind, sentence, monkeypatch):
 def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
     from husai.engines.ray import Ray
 
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(HusaiError, match=r"Ray is not installed; pip install 'husai\[cluster\]'"):
         Ray(1)
 
