@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: install smoke test lint ci wheel figures findings bench clean
+.PHONY: install smoke test lint ci fuzz wheel figures findings bench clean
 
 install: $(READY)
 
@@ -31,6 +31,9 @@ ci: $(READY) ## slower checks: the wheel from another folder, the pipeline scrip
 	$(BIN)/python scripts/test_sae_pipeline.py --transformer-checkpoint results/reference/add-p113-0
 	$(BIN)/husai smoke
 	$(BIN)/python scripts/check_saelens.py results/smoke/runs
+
+fuzz: $(READY) ## hostile input: 2,550 cases, the same ones every time, counted by kind in results/fuzz.md
+	FUZZ_CASES=150 FUZZ_REPORT=results/fuzz.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/fuzz
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -127,8 +128,9 @@ def read_at(
 def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> None:
     """Raises HusaiError if an SAE says that it is of another model or hook (`key` of its metadata) than the activations.
 
-    Models are compared by `model_of`. They are refused if both are reference models; other names are names of folders and
-    files, which say too little, so that there is a UserWarning, and nothing for a model without a name.
+    Models are compared by `model_of`. They are refused if both are known and differ: reference models, and public ones that
+    TransformerLens lists, under any of their names. Other names are names of folders and files, which say too little, so that
+    there is a UserWarning, and nothing for a model without a name.
     """
     stated, what = sae.meta.get(key), key.split("_")[0]
     if not isinstance(stated, str):
@@ -138,9 +140,22 @@ def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> Non
         return
     did = "reconstructs" if key == "hook_name_out" else "was trained on"
     said = f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}"
-    if what == "hook" or pair <= {*reference_names()}:
+    known: dict[str, str] = {}
+    if what == "model":
+        known = {**public_models(), **{one: one for one in reference_names()}}
+        if len({known.get(one, one) for one in pair}) == 1:
+            return
+    if what == "hook" or pair <= {*known}:
         raise HusaiError(said)
     warnings.warn(f"{said}; their names alone do not say whether these are two models", stacklevel=2)
+
+
+@cache
+def public_models() -> dict[str, str]:
+    """The official name of every public model that TransformerLens lists, by each of its names as `model_of` gives it."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES  # takes seconds, seldom needed
+
+    return {model_of(name): own for own in OFFICIAL_MODEL_NAMES for name in (own, *MODEL_ALIASES.get(own, []))}
 
 
 def model_of(name: str) -> str:

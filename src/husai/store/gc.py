@@ -23,7 +23,7 @@ from husai.store.references import GATE, References, references
 
 OF_A_LEASE = re.compile(rf"\.(?P<name>.+)\.(?P<token>{TOKEN.pattern})\.(beat|end)")
 OF_A_MODEL = re.compile(r"(?P<name>.+)-[0-9a-f]{12}")
-LOCKS = "*.lock"  # leases in results folders
+LOCKS = ".lease.json"  # leases of results folders
 POLLS = 20  # looks at each lease while watching
 CLOSE = 1e-3  # numbers of one model's gate, measured twice
 
