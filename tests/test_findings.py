@@ -36,14 +36,16 @@ def frame() -> pd.DataFrame:
         place = {
             "suite": "tiny", "model": model, "hook": "blocks.0.hook_mlp_out", "tier": tier, "architecture": "topk",
             "d_sae": 16, "sparsity_param": "k", "sparsity": k, "run_id": run, "converged": converged, "verified": True,
+            "task": "add", "p": 113, "model_seed": None, "model_seed_b": None, "data_seed_b": None, "n": 1,
         }  # fmt: skip
         seeds = [("explained_variance", "", (0.9 - 0.01 * seed, NAN, NAN), seed, 10) for seed in range(3)]
+        seeds += [("explained_variance", "", (0.89, 0.88, 0.9), None, 10)]
         start = [("pwmcc", "", (0.2, 0.19, 0.21), None, 0), ("dead", "", (0.3, NAN, NAN), None, 5)]
         everything = [(metric, null, values, None, 10) for (metric, null), values in figures.items()]
         for metric, null, (value, low, high), seed, step in seeds + start + everything:
             figure = {"metric": metric, "null": null, "value": value, "ci_low": low, "ci_high": high}
             rows.append({**place, **figure, "init_seed": seed, "data_seed": seed, "init_seed_b": None, "step": step})
-    return pd.DataFrame(rows).astype({"init_seed": "Int64", "data_seed": "Int64", "init_seed_b": "Int64"})
+    return pd.DataFrame(rows).astype({name: "Int64" for name in rows[0] if "seed" in name})
 
 
 @pytest.fixture
@@ -56,12 +58,22 @@ def tiny(tmp_path):
         made = frame() if records is None else records
         made.to_parquet(folder / "records.parquet")
         atoms = [
-            {"run_id": run, "live": live, "match_mean": mean}
+            {
+                "run_id": run,
+                "init_seed": 0,
+                "data_seed": 0,
+                "atom": atom,
+                "live": live,
+                "firing_rate": 0.1,
+                "match_mean": mean,
+            }
+            | {"label": "", "k": NAN, "purity": NAN}
             for run in sorted(set(made["run_id"]))
-            for live, mean in ((True, 0.9), (True, 0.7), (True, 0.5), (False, 0.9))
+            for atom, (live, mean) in enumerate(((True, 0.9), (True, 0.7), (True, 0.5), (False, 0.9)))
         ]
         pd.DataFrame(atoms).to_parquet(folder / "atoms.parquet")
-        hooks = {"blocks.0.hook_mlp_out": {"subspaces": [{}]}} if planes else {}
+        plane = {"label": "sum", "share": 1.0}
+        hooks = {"blocks.0.hook_mlp_out": {"dim": 2, "unexplained": 0.0, "subspaces": [plane] if planes else []}}
         truth = {model: hooks for model, *_ in PLACES.values()}
         for name, content in (("gate", {}), ("truth", truth), ("cells", sorted(set(made["run_id"])))):
             (folder / f"{name}.json").write_text(json.dumps(content))
@@ -217,7 +229,7 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ a.value('pwmc') }}", "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, pwmcc"),
+        ("{{ a.value('pwmc') }}", "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc"),
         (
             "\n{{ a.value('pwmcc', null='dota') }}",
             "line 4: .*no record of pwmcc by dota at step 10; nulls '', data and",
@@ -231,7 +243,7 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
         ("{{ tiny.cells().over('pwmcc', 2).least('pwmcc') }}", "no cell is left .pwmcc at least 2"),
         ("{{ a.minus(a, 'pwmcc') }}", "cannot be told apart from itself"),
         ("{{ a.seed_least('pwmcc') }}", "has no pwmcc of single SAEs"),
-        ("{{ a.atoms_over('purity', 0.5) }}", "has no purity of live atoms"),
+        ("{{ a.atoms_over('energy', 0.5) }}", "has no energy of live atoms"),
         ("{{ tiny.cells(model='clock').correlation('pwmcc', 'dead') }}", "of 2 cells have no rank correlation"),
         ("{{ tiny.cells().correlation('pwmcc', 'pwmcc', null='data') }}", "unexpected keyword"),
         ("{{ a.symmetry() }}", "has no symmetry figures"),

@@ -131,7 +131,7 @@ class Checkpoints:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 stored = json.loads(json.loads(path.read_text(encoding="utf-8"))["content"])["about"]
                 if stored.get(key) != self.about.get(key):
-                    return self.remove()
+                    self.remove()
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step` updates."""
