@@ -176,6 +176,7 @@ def test_in_this_process_an_exception_goes_through():
 
 def test_closing_stops_what_runs(apart, tmp_path):
     running = apart.run(note_and_wait, [(str(tmp_path), item) for item in range(2)])
+
     def close_soon():
         until(lambda: len(list(tmp_path.iterdir())) == 2)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -78,7 +78,9 @@ def test_thresholds_of_batches_differ_by_rounding_alone(tmp_path, trained):
     assert trained == [(0, 1), (2,)]
     whole = compute(tmp_path / "b", (0, 1, 2), "batchtopk")
     mine, theirs = records(added), records(whole)
-    pd.testing.assert_frame_equal(mine.drop(columns=["value", "ci_low", "ci_high"]), theirs.drop(columns=["value", "ci_low", "ci_high"]))
+    pd.testing.assert_frame_equal(
+        mine.drop(columns=["value", "ci_low", "ci_high"]), theirs.drop(columns=["value", "ci_low", "ci_high"])
+    )
     np.testing.assert_allclose(mine["value"], theirs["value"], atol=2e-3)
 
 
@@ -95,7 +97,9 @@ def test_an_analysis_of_known_seeds_trains_nothing(tmp_path, trained):
     compute(tmp_path / "a", (0, 1, 2), curve=(5, 10))
     fewer = compute(tmp_path / "a", (2, 0), curve=(10,))
     assert trained == [(0, 1, 2)]
-    pd.testing.assert_frame_equal(records(fewer), records(compute(tmp_path / "b", (2, 0), curve=(10,))), check_exact=True)
+    pd.testing.assert_frame_equal(
+        records(fewer), records(compute(tmp_path / "b", (2, 0), curve=(10,))), check_exact=True
+    )
     compute(tmp_path / "a", (0, 2), curve=(3, 10))
     assert trained[2:] == [(0, 2)], "nobody kept the SAEs of step 3"
 
