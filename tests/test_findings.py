@@ -36,16 +36,17 @@ def frame() -> pd.DataFrame:
         place = {
             "suite": "tiny", "model": model, "hook": "blocks.0.hook_mlp_out", "tier": tier, "architecture": "topk",
             "d_sae": 16, "sparsity_param": "k", "sparsity": k, "run_id": run, "converged": converged, "verified": True,
-            "task": "add", "p": 113, "model_seed": None, "model_seed_b": None, "data_seed_b": None, "n": 1,
+            "task": "add", "p": 113, "n": 1, "model_seed": None, "model_seed_b": None, "data_seed_b": None,
         }  # fmt: skip
         seeds = [("explained_variance", "", (0.9 - 0.01 * seed, NAN, NAN), seed, 10) for seed in range(3)]
-        seeds += [("explained_variance", "", (0.89, 0.88, 0.9), None, 10)]
         start = [("pwmcc", "", (0.2, 0.19, 0.21), None, 0), ("dead", "", (0.3, NAN, NAN), None, 5)]
+        start.append(("explained_variance", "", (0.89, NAN, NAN), None, 10))
         everything = [(metric, null, values, None, 10) for (metric, null), values in figures.items()]
         for metric, null, (value, low, high), seed, step in seeds + start + everything:
             figure = {"metric": metric, "null": null, "value": value, "ci_low": low, "ci_high": high}
             rows.append({**place, **figure, "init_seed": seed, "data_seed": seed, "init_seed_b": None, "step": step})
-    return pd.DataFrame(rows).astype({name: "Int64" for name in rows[0] if "seed" in name})
+    seeds = [f"{kind}_seed{one}" for kind in ("init", "data", "model") for one in ("", "_b")]
+    return pd.DataFrame(rows).astype(dict.fromkeys(seeds, "Int64"))
 
 
 @pytest.fixture
@@ -57,24 +58,14 @@ def tiny(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         made = frame() if records is None else records
         made.to_parquet(folder / "records.parquet")
-        atoms = [
-            {
-                "run_id": run,
-                "init_seed": 0,
-                "data_seed": 0,
-                "atom": atom,
-                "live": live,
-                "firing_rate": 0.1,
-                "match_mean": mean,
-            }
-            | {"label": "", "k": NAN, "purity": NAN}
-            for run in sorted(set(made["run_id"]))
-            for atom, (live, mean) in enumerate(((True, 0.9), (True, 0.7), (True, 0.5), (False, 0.9)))
-        ]
+        own = {"init_seed": 0, "data_seed": 0, "firing_rate": 0.1, "label": "sum", "k": 1.0, "purity": 1.0}
+        kinds = enumerate(((True, 0.9), (True, 0.7), (True, 0.5), (False, 0.9)))
+        each = [{**own, "atom": atom, "live": live, "match_mean": mean} for atom, (live, mean) in kinds]
+        atoms = [{"run_id": run, **one} for run in sorted(set(made["run_id"])) for one in each]
         pd.DataFrame(atoms).to_parquet(folder / "atoms.parquet")
-        plane = {"label": "sum", "share": 1.0}
-        hooks = {"blocks.0.hook_mlp_out": {"dim": 2, "unexplained": 0.0, "subspaces": [plane] if planes else []}}
-        truth = {model: hooks for model, *_ in PLACES.values()}
+        subspaces = [{"label": "sum", "share": 1.0}] if planes else []
+        known = {"blocks.0.hook_mlp_out": {"dim": 2 * planes, "subspaces": subspaces, "unexplained": None}}
+        truth = {model: known for model, *_ in PLACES.values()}
         for name, content in (("gate", {}), ("truth", truth), ("cells", sorted(set(made["run_id"])))):
             (folder / f"{name}.json").write_text(json.dumps(content))
         template = tmp_path / "text.md.j2"
@@ -229,7 +220,13 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ a.value('pwmc') }}", "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc"),
+        (
+            "{{ a.value('pwmc') }}",
+            (
+                "{{ a.value('pwmc') }}",
+                "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc",
+            ),
+        ),
         (
             "\n{{ a.value('pwmcc', null='dota') }}",
             "line 4: .*no record of pwmcc by dota at step 10; nulls '', data and",
@@ -243,7 +240,7 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
         ("{{ tiny.cells().over('pwmcc', 2).least('pwmcc') }}", "no cell is left .pwmcc at least 2"),
         ("{{ a.minus(a, 'pwmcc') }}", "cannot be told apart from itself"),
         ("{{ a.seed_least('pwmcc') }}", "has no pwmcc of single SAEs"),
-        ("{{ a.atoms_over('energy', 0.5) }}", "has no energy of live atoms"),
+        ("{{ a.atoms_over('colour', 0.5) }}", "has no colour of live atoms"),
         ("{{ tiny.cells(model='clock').correlation('pwmcc', 'dead') }}", "of 2 cells have no rank correlation"),
         ("{{ tiny.cells().correlation('pwmcc', 'pwmcc', null='data') }}", "unexpected keyword"),
         ("{{ a.symmetry() }}", "has no symmetry figures"),

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -26,6 +25,7 @@ from husai.sae.callables import Array, Function, of_callables
 from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.transformer.weights import public_models
 from husai.truth.planes import find_truth
 
 DRAWS = 5
@@ -142,20 +142,13 @@ def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> Non
     said = f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}"
     known: dict[str, str] = {}
     if what == "model":
-        known = {**public_models(), **{one: one for one in reference_names()}}
+        public = {model_of(name): own for name, own in public_models().items()}
+        known = {**public, **{one: one for one in reference_names()}}
         if len({known.get(one, one) for one in pair}) == 1:
             return
     if what == "hook" or pair <= {*known}:
         raise HusaiError(said)
     warnings.warn(f"{said}; their names alone do not say whether these are two models", stacklevel=2)
-
-
-@cache
-def public_models() -> dict[str, str]:
-    """The official name of every public model that TransformerLens lists, by each of its names as `model_of` gives it."""
-    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES  # takes seconds, seldom needed
-
-    return {model_of(name): own for own in OFFICIAL_MODEL_NAMES for name in (own, *MODEL_ALIASES.get(own, []))}
 
 
 def model_of(name: str) -> str:
