@@ -7,11 +7,11 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from engine_calls import dies, dies_until, double, note_and_wait, odd_only, pid, sleep_then, unpicklable, where
 
 from husai.config import SuiteConfig
 from husai.engines import RETRIES
@@ -45,55 +45,6 @@ SUITE = {
         "curve": [10],
     },
 }
-
-
-def double(x):
-    return 2 * x
-
-
-def sleep_then(x):
-    time.sleep(x)
-    return x
-
-
-def odd_only(x):
-    if x % 2 == 0:
-        raise ValueError(f"{x} is even")
-    return x
-
-
-def pid(_):
-    return os.getpid()
-
-
-def dies(how):
-    """A worker that leaves without a word, or is killed."""
-    os._exit(7) if how == "exit" else os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_until(told):
-    """(folder, item, deaths): notes every try, and dies at the first so many."""
-    folder, item, deaths = told
-    tries = sum(path.name.startswith(f"{item}-") for path in Path(folder).iterdir())
-    (Path(folder) / f"{item}-{tries}").touch()
-    if tries < deaths:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def note_and_wait(told):
-    """(folder, item): notes who computes it, and takes for ever."""
-    folder, item = told
-    (Path(folder) / f"{item}-{os.getpid()}").touch()
-    time.sleep(600)
-
-
-def unpicklable(_):
-    return lambda: None
-
-
-def where(_):
-    return os.getcwd()
 
 
 def until(true, seconds=60.0):
@@ -176,6 +127,7 @@ def test_in_this_process_an_exception_goes_through():
 
 def test_closing_stops_what_runs(apart, tmp_path):
     running = apart.run(note_and_wait, [(str(tmp_path), item) for item in range(2)])
+
     def close_soon():
         until(lambda: len(list(tmp_path.iterdir())) == 2)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -56,7 +56,7 @@ def fake(tmp_path):
     (tmp_path / "bin").mkdir()
     for name, body in COMMANDS.items():
         path = tmp_path / "bin" / name
-        path.write_text(f"#!/bin/bash\necho \"{name} $*\" >> \"$FAKE/calls\"\n{body}")
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >> "$FAKE/calls"\n{body}')
         path.chmod(0o755)
     return tmp_path
 
