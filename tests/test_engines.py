@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -64,7 +65,9 @@ def ray():
     pytest.importorskip("ray")
     from husai.engines.ray import Ray
 
-    engine = Ray(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import `engine_calls`
+        engine = Ray(2)
     yield engine
     with warnings.catch_warnings():  # Ray leaves its processes' handles to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)
