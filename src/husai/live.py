@@ -25,6 +25,7 @@ from husai.store.places import lease_path
 from husai.sweep.compute import Outcome
 
 REFRESH, LINE_EVERY = 1.0, 30.0  # seconds
+WIDTH = 9  # of a column at least, so that figures of another length do not move the others
 SHOWN = {"loss": "loss", "explained_variance": "EV", "l0": "L0", "pwmcc": "pwmcc"}
 
 
@@ -109,7 +110,7 @@ class View:
         running = self.running()
         table = Table(box=None, pad_edge=False)
         for name in ("cell", "step", *SHOWN.values()):
-            table.add_column(name, justify="left" if name == "cell" else "right")
+            table.add_column(name, justify="left" if name == "cell" else "right", min_width=WIDTH)
         for job, holder in running:
             told = holder.progress
             step = f"{told['step']} of {told['of']}" if "of" in told else "starting"

@@ -48,9 +48,8 @@ class Ways:
     """How a suite is computed; results do not depend on it.
 
     jobs: cells at once. engine: None for worker processes, or none if there is one job. address: of a Ray cluster; cpus, gpus:
-    what a cell takes of it. threads: of every cell; None: a fair share of the processors, of a
-    cluster `cpus`. shard: i and n, to compute every
-    n-th cell from the i-th. seconds: after which the sweep stops.
+    what a cell takes of it. threads: of every cell; None: a fair share of the processors, or with Ray `cpus`. shard: i and n,
+    to compute every n-th cell from the i-th. seconds: after which the sweep stops.
     """
 
     jobs: int = 1
