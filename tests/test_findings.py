@@ -104,9 +104,9 @@ def test_every_committed_number_is_traced_to_a_row_of_the_records():
             asked = own[(own["metric"] == row["metric"]) & (own["null"] == row["null"])]
             if row["init_seed"]:
                 seeds = (asked["init_seed"] == int(row["init_seed"])) & (asked["data_seed"] == int(row["data_seed"]))
-                asked = asked[seeds & asked["init_seed_b"].isna()]
+                asked = asked[seeds & pd.isna(asked["init_seed_b"])]
             else:
-                asked = asked[asked["init_seed"].isna()]
+                asked = asked[pd.isna(asked["init_seed"])]
             assert asked["value"].item() == float(row["value"])
 
 

@@ -162,13 +162,15 @@ def test_the_figure_of_calibration_holds_curves_areas_and_chance(grown):
     assert any(list(xs(line)) == list(ys(line)) == [0, 1] for line in rocs.get_lines()), "chance"
 
 
-def test_the_roc_curve_takes_groups_from_the_highest_agreement():
+def test_the_roc_curve_takes_groups_from_the_highest_agreement(results):
     """Four groups of ten; true: 0, 5, 5, 10. From the top: 10 true, then 5 and 5 untrue, then the same, then 10 untrue."""
     bins = np.array([[10, 0.2, 0], [10, 0.4, 0.5], [10, 0.6, 0.5], [10, 0.8, 1]])
-    roc = Judged(None, Interval(0, 0, 0), bins, "").roc
+    one = Judged(results.cells[0], Interval(0, 0, 0), bins, "")
+    roc = one.roc
+    assert roc is not None
     np.testing.assert_allclose(roc.true, [0, 0.5, 0.75, 1, 1])
     np.testing.assert_allclose(roc.false, [0, 0, 0.25, 0.5, 1])
-    assert Judged(None, Interval(0, 0, 0), bins[:1], "").roc is None
+    assert one._replace(bins=bins[:1]).roc is None
 
 
 def test_every_measure_of_pairs_has_a_name_in_reports():

@@ -210,7 +210,7 @@ def run_cell(job: Job, say: Say = lambda **_: None) -> str:
 
 def _run(job: Job, course: Course) -> None:
     cell, runs = job.cell, Path(job.folder).parent
-
+    register(Path(job.folder), cell.family)
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",
@@ -254,7 +254,6 @@ def _run(job: Job, course: Course) -> None:
             keep_looks=True,
             earlier=earlier_seeds(runs, cell.family, cell.config, course.looks),
         )
-    register(Path(job.folder), cell.family)
 
 
 def identity_of(job: Job) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class View:
         for path in sorted(folder.glob("*.json")):
             job = missing.get(path.stem)
             with contextlib.suppress(HusaiError):
-                if job is not None and (holder := read_holder(path)) is not None:
+                if job is not None and (holder := read_holder(path)) is not None and not holder.dead_here():
                     found.append((job, holder))
         return found
 
@@ -98,7 +98,8 @@ class View:
             for (job, _), share in zip(running, parts, strict=True)
         )
         ended = self.done + self.failed + sum(parts)
-        text = f"{self.done} done, {self.failed} failed, {len(running)} running, {self.left - len(running)} waiting"
+        waiting = max(self.left - len(running), 0)  # one may have ended meanwhile
+        text = f"{self.done} done, {self.failed} failed, {len(running)} running, {waiting} waiting"
         if ended <= 0:
             return text
         remaining, speed = (self.left - sum(parts)) * elapsed / ended, f"{steps / elapsed:.3g} SAE steps/s"

@@ -12,7 +12,7 @@ FAMILIES = ".families"
 
 
 def register(run: Path, family: str) -> None:
-    """Note that a finished run belongs to those that differ from each other in their seeds alone."""
+    """Note that a run, finished or not yet, belongs to those that differ from each other in their seeds alone."""
     note = run.parent / FAMILIES / family / run.name
     note.parent.mkdir(parents=True, exist_ok=True)
     note.touch()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from husai.analysis.stats import Interval, difference_interval
 from husai.errors import HusaiError
 from husai.report.results import CellView, SuiteResults, rungs_of
@@ -150,7 +152,7 @@ class Cell:
     def atoms_over(self, column: str, least: float) -> Quote:
         """The share of live atoms of all seeds whose value in the atom table is at least `least`, in percent."""
         own = self._results.atoms[self._results.atoms["run_id"] == self._view.run_id]
-        if column not in own or not own["live"].any():
+        if column not in own or not np.asarray(own["live"]).any():
             raise HusaiError(f"{self._view.title}: has no {column} of live atoms")
         share = float((own.loc[own["live"], column] >= least).mean())
         return Quote(

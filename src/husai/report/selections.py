@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import rankdata
 
 from husai.analysis.verdict import Standing, standing
 from husai.errors import HusaiError
@@ -158,7 +159,7 @@ class Cells:
         ranks = [[quote.amount for quote in own] for own in zip(*pairs, strict=True)]
         if len(pairs) < 3 or any(len(set(own)) == 1 for own in ranks):
             raise HusaiError(f"{metric} and {other} of {len(pairs)} cells have no rank correlation")
-        rho = float(spearmanr(*ranks).statistic)
+        rho = float(np.corrcoef(*map(rankdata, ranks))[0, 1])
         rows = tuple(row for pair in pairs for quote in pair for row in quote.rows)
         return Quote(number(rho, digits), "rank correlation", rows, rho)
 
