@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from husai.cli import main
 
-CASES = int(os.environ.get("FUZZ_CASES", "18"))  # a kind
+CASES = int(os.environ.get("FUZZ_CASES", "12"))  # a kind
 SECONDS, WALL_SECONDS, MEMORY = 20, 240, 3 * 2**30  # of a case: processor time, and how much more memory
 PLACES = {"runs", "runs/.leases"}  # made before it is known whether anything will lie there
 counted: Counter[tuple[str, int]] = Counter()
