@@ -57,7 +57,7 @@ def whole(driver, tmp_path_factory) -> Whole:
     """Serial, without a fault; crash points are counted on the way, by naming one that no sweep reaches."""
     arena = Arena(driver, tmp_path_factory.mktemp("whole"))
     reached, start = arena.place / "reached", time.monotonic()
-    sweep = arena.start(FAULTS_REACHED=str(reached), HUSAI_CRASH_AT="gc-aside", FAULTS_BEAT="0.02")
+    sweep = arena.start(FAULTS_REACHED=str(reached), HUSAI_CRASH_AT="folder-aside", FAULTS_BEAT="0.02")
     assert sweep.wait() == 0, sweep.text
     return Whole(arena, time.monotonic() - start, Counter(json.loads(reached.read_text())))
 

@@ -63,13 +63,13 @@ def test_leases_of_the_dead_go_and_those_of_the_living_stay(tmp_path, dead, list
     with Lease.take(lease_path(runs / A), about="a") as living:
         held(lease_path(runs / B), dead)
         held(lease_path(runs / C), ELSEWHERE)
-        held(results / "suite" / "tables.lock", dead)
+        held(results / "suite" / ".lease.json", dead)
         beats = lease_path(runs / B).with_name(f".{B}.json.{'a' * 32}.beat")
         beats.write_text("{}")
         orphan = beats.with_name(f".{D}.json.{'a' * 32}.beat")
         orphan.write_text("{}")
         found = find(runs, [results])
-        assert paths(found) == sorted([f"{B}.json", "tables.lock", orphan.name])
+        assert paths(found) == sorted([f"{B}.json", ".lease.json", orphan.name])
         assert [path.name for path, _ in found.kept] == [f"{C}.json"]
         remove(found)
         assert listing(runs / ".leases") == [f"{A}.json", f"{C}.json"]
