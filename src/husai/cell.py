@@ -237,6 +237,7 @@ def _run(job: Job, course: Course) -> None:
         "verified": job.verified,
         "run_id": cell.run_id,
     }
+    register(Path(job.folder), cell.family)  # before there is a run, so that none is ever finished without
     with tracker:
         train_sae_run(
             course.hook.x,

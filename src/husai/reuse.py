@@ -6,16 +6,23 @@ from husai.config import SAEConfig
 from husai.errors import HusaiError
 from husai.sae.looks import Earlier, Pair, looks_of
 from husai.store.checksums import verify
+from husai.store.files import reason
 from husai.store.folders import finished
 
 FAMILIES = ".families"
 
 
 def register(run: Path, family: str) -> None:
-    """Note that a run, finished or not yet, belongs to those that differ from each other in their seeds alone."""
+    """Note that a run, finished or not yet, belongs to those that differ from each other in their seeds alone.
+
+    Raises HusaiError if the note cannot be written.
+    """
     note = run.parent / FAMILIES / family / run.name
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.touch()
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    except OSError as error:
+        raise HusaiError(f"{note}: cannot be written ({reason(error)})") from None
 
 
 def earlier_seeds(runs: Path, family: str, config: SAEConfig, looks: tuple[int, ...]) -> Earlier | None:

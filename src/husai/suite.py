@@ -27,7 +27,7 @@ from husai.store.failures import failure_of
 from husai.store.files import reason
 from husai.store.folders import finished, whole_folder
 from husai.store.lease import hold
-from husai.store.places import lease_path
+from husai.store.places import MERGING, lease_path
 from husai.sweep.compute import Outcome
 from husai.sweep.forecast import forecast
 from husai.sweep.run import Events, Tally, sweep
@@ -136,7 +136,7 @@ def _concluded(
         return OUT_OF_TIME, []
     files: list[Path] = []
     if absent < len(planned):
-        with hold(results / ".lease.json", about="drawing figures"):
+        with hold(results / MERGING, about="drawing figures"):
             files = write_report(results, results)
         say(f"{len(files)} tables and figures in {shown}; read summary.md first")
     if tally.failed:

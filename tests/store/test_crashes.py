@@ -115,7 +115,7 @@ def test_gc_leaves_no_half_run(tmp_path, killed, listing, make_run, make_suite):
     runs, results = tmp_path / "runs", tmp_path / "results"
     make_suite(results / "suite", cells=["a" * 12])
     kept, place = make_run(runs / ("a" * 12), "m"), make_run(runs / ("b" * 12), "m")
-    assert killed(GC, runs, results, at="gc-aside")
+    assert killed(GC, runs, results, at="run-aside")
     assert not place.exists()
     assert finished(kept)
     clean(runs)

@@ -122,6 +122,7 @@ def read_text(path: Path) -> Any:
 
 def read_parquet(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """A table that has the columns, each of its kind. Raises HusaiError for what is damaged, too large or of another kind."""
+    table: Any = None
     try:
         rows = pq.read_metadata(path).num_rows
         if rows <= MOST_ROWS:
@@ -134,7 +135,7 @@ def read_parquet(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     return table
 
 
-def require_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) -> None:
+def require_columns(table: Any, columns: dict[str, str], path: Path) -> None:
     """Raises HusaiError unless the table has the columns once, each of its kind."""
     for name, kind in columns.items():
         if (table.columns == name).sum() != 1:
@@ -162,7 +163,7 @@ def _is(column: Any, kind: str) -> bool:
     return kind in (SEED, NUMBER) or len(known) == len(column)
 
 
-def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[str, Any], folder: Path) -> None:
+def require_consistent(records: Any, atoms: Any, truth: dict[str, Any], folder: Path) -> None:
     """Raises HusaiError unless every run has one set of labels, what is true of it, and a fit at its end."""
     runs = records.groupby("run_id", sort=True)
     several = runs[list(LABELS)].nunique().gt(1)

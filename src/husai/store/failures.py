@@ -32,6 +32,6 @@ def _attempts(run: Path) -> int:
 def _read(run: Path) -> dict[str, object] | None:
     try:
         found = json.loads(failure_path(run).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

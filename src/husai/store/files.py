@@ -25,7 +25,7 @@ CRASH_POINTS = (
         "folder-aside",
         "folder-renamed",
     ),
-    *("lease-written", "lease-taken", "lease-beaten", "lease-ending", "lease-ended", "gc-aside"),
+    *("lease-written", "lease-taken", "lease-beaten", "lease-ending", "lease-ended", "run-aside"),
     *("arrays-copied", "costs-merged", "atoms-merged", "records-merged"),
 )
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # file systems that cannot flush a folder by itself

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from husai.errors import HusaiError
 from husai.store.checksums import CHECKSUMS, DONE, file_hash, sums_of
 from husai.store.files import crash_point, flush, reason, sync_folder
-from husai.store.processes import temporary_of
+from husai.store.processes import Process, temporary_of
 
 NAMES_A_RUN = ("run_id", "model_name", "hook_name")  # in provenance.json, beside config.yaml
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
@@ -35,6 +35,16 @@ def require_free(place: Path) -> None:
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         what = "already holds a finished run" if finished(place) else "exists and is not an empty folder"
         raise HusaiError(f"{place}: {what}; choose another folder or remove it first")
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, renamed before it is emptied, so that no half of it is ever taken for a run. Raises OSError."""
+    aside = folder
+    if Process.of_temporary(folder) is None:
+        aside = temporary_of(folder)
+        folder.rename(aside)
+    crash_point("run-aside")
+    shutil.rmtree(aside)
 
 
 @contextmanager

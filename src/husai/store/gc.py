@@ -5,7 +5,6 @@ Nothing is found that a living process may still want or a results table refers 
 
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from husai.errors import HusaiError
-from husai.store.files import crash_point, reason
-from husai.store.folders import finished
+from husai.store.files import reason
+from husai.store.folders import discard, finished
 from husai.store.lease import STALE_AFTER, TOKEN, Holder, Watch, break_dead, read_holder
 from husai.store.listing import read_config, read_json, require_runs, run_ids, size_of
-from husai.store.places import CHECKPOINTS, FAILED, LEASES, NULLS, checkpoint_folder, failure_path, lease_path
-from husai.store.processes import Process, temporary_of
+from husai.store.places import CHECKPOINTS, FAILED, LEASES, MERGING, NULLS, checkpoint_folder, failure_path, lease_path
+from husai.store.processes import Process
 from husai.store.references import GATE, References, references
 
 OF_A_LEASE = re.compile(rf"\.(?P<name>.+)\.(?P<token>{TOKEN.pattern})\.(beat|end)")
 OF_A_MODEL = re.compile(r"(?P<name>.+)-[0-9a-f]{12}")
-LOCKS = ".lease.json"  # leases of results folders
 POLLS = 20  # looks at each lease while watching
 CLOSE = 1e-3  # numbers of one model's gate, measured twice
 
@@ -103,8 +101,7 @@ def _folders(runs: Path, results: Sequence[Path]) -> Iterator[Path]:
 
 def _leases(runs: Path, results: Sequence[Path], watch: float | None, found: Found) -> dict[Path, Holder]:
     """The leases of the dead, by path, after watching the others; they and what lies about them are found."""
-    paths = [*(runs / LEASES).glob("[!.]*.json"), *runs.glob(LOCKS)]
-    paths += [path for folder in results for path in folder.rglob(LOCKS)]
+    paths = [*(runs / LEASES).glob("[!.]*.json"), *(path for folder in results for path in folder.rglob(MERGING))]
     watcher, start = Watch(STALE_AFTER if watch is None else watch), time.monotonic()
     dead: dict[Path, Holder] = {}
     while True:
@@ -121,14 +118,15 @@ def _leases(runs: Path, results: Sequence[Path], watch: float | None, found: Fou
         holder = None if path in dead else read_holder(path)
         if holder is not None and not (holder.process and holder.process.is_here):
             found.kept.append((path, f"lease of {holder}, which may live; --watch finds out"))
-    for folder in {runs / LEASES, *(path.parent for path in paths)}:
-        _about_leases(folder, found)
+    for folder in (runs / LEASES, *(inside for one in results for inside in (one, *one.rglob("*")))):
+        if folder.is_dir():
+            _about_leases(folder, found)
     return dead
 
 
 def _about_leases(folder: Path, found: Found) -> None:
     """Beats without their lease, and what processes left that were killed while they removed one."""
-    for path in folder.glob(".*") if folder.is_dir() else ():
+    for path in folder.glob(".*"):
         if match := OF_A_LEASE.fullmatch(path.name):
             lease, ender = read_holder(folder / match["name"]), read_holder(path)
             if path.suffix == ".end" and ender is not None and ender.dead_here():
@@ -209,16 +207,11 @@ def remove(found: Found) -> list[Leftover]:
 
 
 def _remove(path: Path) -> bool:
-    """A folder is renamed before it is emptied, so that no half of it is ever taken for a run."""
+    """Whether it is gone; a run that somebody has taken stays."""
     if not path.is_dir():
         path.unlink()
         return True
     if finished(path) and read_holder(lease_path(path)) is not None:
         return False
-    aside = path
-    if Process.of_temporary(path) is None:
-        aside = temporary_of(path)
-        path.rename(aside)
-    crash_point("gc-aside")
-    shutil.rmtree(aside)
+    discard(path)
     return True

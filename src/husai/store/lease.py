@@ -166,11 +166,13 @@ class Lease:
         if os.getpid() != self._pid or self._over.is_set():
             return
         self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        with suppress(HusaiError):  # it stays, and counts as dead once this process is gone
-            break_dead(self.path, self.token)
-        _unlink(_beat_file(self.path, self.token))
+        try:
+            if self._thread.ident is not None:
+                self._thread.join()
+        finally:  # a signal's exception may come while it waits
+            with suppress(HusaiError):  # it stays, and counts as dead once this process is gone
+                break_dead(self.path, self.token)
+            _unlink(_beat_file(self.path, self.token))
 
     def __enter__(self) -> Self:
         return self

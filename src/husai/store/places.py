@@ -4,6 +4,7 @@ from pathlib import Path
 
 LEASES, FAILED, NULLS = ".leases", ".failed", "nulls"
 CHECKPOINTS = ".checkpoints"
+MERGING = ".lease.json"  # in a results folder: the lease of who writes its tables
 
 
 def lease_path(place: Path) -> Path:

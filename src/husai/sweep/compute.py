@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from husai.cell import Job, run_cell
 from husai.errors import HusaiError
-from husai.store.checksums import verify
+from husai.store.checksums import CHECKSUMS, verify
 from husai.store.failures import forget_failure, note_failure
-from husai.store.folders import finished
+from husai.store.folders import discard, finished
 from husai.store.lease import Lease
 from husai.store.places import lease_path
 
@@ -32,7 +32,9 @@ def compute(job: Job) -> Outcome:
         if finished(place):
             if not verify(place):
                 return Outcome("finished")
-            shutil.rmtree(place)  # damaged
+            discard(place)  # damaged
+        elif (place / CHECKSUMS).is_file():
+            discard(place)  # it was finished, and lost its mark
         remove_leftovers(place)
         try:
             run_cell(job, say=lease.say)

@@ -19,6 +19,7 @@ from husai.cell import Job
 from husai.errors import HusaiError
 from husai.store.files import crash_point, reason, whole_file
 from husai.store.lease import hold
+from husai.store.places import MERGING
 
 IDLE = 100.0  # times as long as the last merge took, the next one waits
 MEASURES = ("value", "ci_low", "ci_high")  # columns that do not say which row it is
@@ -57,7 +58,7 @@ class Tables:
         if not self.waiting:
             return
         start = time.monotonic()
-        with hold(self.results / ".lease.json", about="merging results"):
+        with hold(self.results / MERGING, about="merging results"):
             _merge(self.results, self.waiting)
         self.waiting = []
         self.next = time.monotonic() + IDLE * (time.monotonic() - start)
