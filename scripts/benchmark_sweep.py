@@ -7,7 +7,7 @@ workers of Ray gain over one process. Bare and swept trainings of the same cell 
 import csv
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -70,10 +70,9 @@ class Beside(Serial):
 
     wall: float = 0.0
     cpu: float = 0.0
-    least: float = float("inf")
     each: list[float] = field(default_factory=list)
 
-    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Generator[Ended[T, R], None, None]:
         for item in items:
             wall, cpu = time.perf_counter(), time.process_time()
             bare(cast(Job, item))

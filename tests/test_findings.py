@@ -222,10 +222,7 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
     [
         (
             "{{ a.value('pwmc') }}",
-            (
-                "{{ a.value('pwmc') }}",
-                "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc",
-            ),
+            "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc",
         ),
         (
             "\n{{ a.value('pwmcc', null='dota') }}",
