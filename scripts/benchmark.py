@@ -1,6 +1,6 @@
 """Speed as a ratio against peers, measured side by side in one run.
 
-    python scripts/benchmark.py [transformer|sae|matching] [--rounds 7] [--device cpu] [--out results/benchmarks]
+    python scripts/benchmark.py [transformer|sae|matching|sweep] [--rounds 7] [--device cpu] [--out results/benchmarks]
 
 Without a name, `transformer` and `sae`.
 
@@ -10,6 +10,7 @@ interleaved, the figure is the median over rounds, and their losses must agree.
 `sae`: one step of every architecture against SAELens, dictionary_learning and sparsify (`pip install husai[bench]`); see
 benchmark_sae.py beside this. With `--device cuda`: SAEs per GPU-hour against SAELens run one by one; see benchmark_gpu.py.
 `matching`: time, memory and gap of one-to-one matchings of up to 65,536 atoms; see benchmark_matching.py.
+`sweep`: what a sweep adds to bare training, how fast it sees that all is finished, and what Ray gains; see benchmark_sweep.py.
 """
 
 import json
@@ -25,10 +26,12 @@ from benchmark_gpu import require_device
 from benchmark_matching import benchmark as matching
 from benchmark_sae import benchmark as sae
 from benchmark_sae import interleaved
+from benchmark_sweep import benchmark as sweep
 
 from husai.console import exits, say
 
 AGREEMENT = 1e-4
+What = Literal["transformer", "sae", "both", "matching", "sweep"]
 
 
 def transformer_steps(layout: str, p: int) -> dict[str, Callable[[], float]]:
@@ -98,7 +101,9 @@ def transformer(rounds: int, p: int, out: Path) -> bool:
 
 @exits
 def main(
-    what: Annotated[Literal["transformer", "sae", "both", "matching"], typer.Argument(help="what to measure")] = "both",
+    what: Annotated[
+        Literal["transformer", "sae", "both", "matching", "sweep"], typer.Argument(help="what to measure")
+    ] = "both",
     rounds: Annotated[int, typer.Option(min=5, help="timed rounds; the median counts")] = 7,
     p: Annotated[int, typer.Option(help="modulus")] = 113,
     device: Annotated[str, typer.Option(help="where SAEs are trained: cpu, cuda or cuda:N")] = "cpu",
@@ -108,6 +113,8 @@ def main(
     require_device(device)
     if what == "matching":
         return 0 if matching(out) else 1
+    if what == "sweep":
+        return 0 if sweep(out) else 1
     fine = what == "sae" or transformer(rounds, p, out)
     if what != "transformer":
         fine = (sae(rounds, out) if device == "cpu" else gpu(device, rounds, out)) and fine

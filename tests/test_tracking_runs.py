@@ -15,10 +15,10 @@ import torch
 from husai.cell import run_cell
 from husai.config import Config, ModelConfig, SAEConfig, SuiteConfig, TopKConfig, TrackingConfig, content_hash
 from husai.errors import HusaiError
-from husai.runs import finished
 from husai.sae.history import StepLog
 from husai.sae.train import train_saes
 from husai.sae.trainer import Trainer
+from husai.store.folders import finished
 from husai.suite import run_suite, train_watched
 from husai.sweep.plan import plan
 from husai.sweep.ways import Ways

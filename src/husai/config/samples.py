@@ -11,7 +11,7 @@ class PlantedConfig(Config):
     """Samples Σ_i z_i·g_i + noise of known unit atoms g_i with sparse z ≥ 0. (docs/method.md §Planted atoms)"""
 
     d_model: Positive = Field(default=64, ge=2, description="dimensions of the samples")
-    n_atoms: Positive = Field(default=128, le=2**20, description="true atoms")
+    n_atoms: int = Field(default=128, ge=1, le=2**20, description="true atoms")
     k: Positive = Field(default=4, description="groups picked a sample; with group_size 1, active atoms")
     magnitudes: tuple[Size, Size] = Field(
         default=(0.5, 1.5), description="lowest and highest z of an active atom, uniform between them"

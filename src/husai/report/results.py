@@ -1,6 +1,6 @@
 """The results of a suite as the report sees them."""
 
-import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +12,7 @@ import pandas as pd
 
 from husai.analysis.stats import Interval
 from husai.errors import HusaiError
+from husai.report.intake import ATOMS, COSTS, RECORDS, read_arrays, read_parquet, read_text, require_consistent
 
 NULLS = ("ambient", "untrained", "data", "data_points")
 RUNGS = (*NULLS, "plane_rotated")  # of pwmcc, where there are true planes
@@ -39,6 +40,11 @@ DIALS = {"l1_coefficient": "λ", "l0_coefficient": "λ", "target_l0": "L0"}
 def rows_of(frame: Any) -> list[dict[str, Any]]:
     """A table's rows as dictionaries."""
     return frame.to_dict(orient="records")
+
+
+def file_name(text: str) -> str:
+    """A name from a table as a part of a file's name: without what would lead to another folder."""
+    return re.sub(r"[^\w.,=:+-]", "_", text)
 
 
 def source_of(model: str) -> str:
@@ -178,7 +184,7 @@ class CellView:
             self.precision.replace("/", "-"),
             self.control,
         )
-        return "_".join(str(part) for part in parts if part)
+        return file_name("_".join(str(part) for part in parts if part))
 
 
 def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "pwmcc") -> dict[str, Interval]:
@@ -208,14 +214,14 @@ class SuiteResults:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise HusaiError(f"{folder}: is not a suite's results folder (no {missing[0]})")
-        try:
-            tables = [pd.read_parquet(folder / name) for name in FILES[:2]]
-            texts = [json.loads((folder / name).read_text(encoding="utf-8")) for name in FILES[2:]]
-        except (OSError, ValueError) as error:
-            raise HusaiError(f"{folder}: holds a damaged table ({error.__class__.__name__})") from None
+        tables = [
+            read_parquet(folder / name, columns) for name, columns in zip(FILES[:2], (RECORDS, ATOMS), strict=True)
+        ]
+        texts = [read_text(folder / name) for name in FILES[2:]]
         records, atoms = (cast(pd.DataFrame, table[table["run_id"].isin(texts[2])]) for table in tables)
         if len(records) == 0:
             raise HusaiError(f"{folder}: holds no finished cell of its suite yet")
+        require_consistent(records, atoms, texts[1], folder)
         return cls(folder, records, atoms, texts[0], texts[1], _low_precisions(folder / "costs.parquet"))
 
     @property
@@ -310,14 +316,25 @@ class SuiteResults:
             )
         return twin, ""
 
-    def arrays(self, cell: CellView) -> dict[str, np.ndarray]:
-        with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
-            return dict(data)
-
     def array(self, cell: CellView, name: str) -> np.ndarray | None:
-        """One array of a cell; None where it was not computed."""
-        with np.load(self.folder / "arrays" / f"{cell.run_id}.npz", allow_pickle=False) as data:
-            return data[name] if name in data.files else None
+        """One array of a cell; None where it was not computed. Raises HusaiError as `read_arrays`."""
+        return read_arrays(self._arrays_of(cell)).get(name)
+
+    def _arrays_of(self, cell: CellView) -> Path:
+        return self.folder / "arrays" / f"{cell.run_id}.npz"
+
+    def tuning(self, cell: CellView) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """Codes over (a, b) of a few atoms of a cell's first member, each with its row of the atom table.
+
+        Raises HusaiError as `read_arrays`, or if they are not there or not of that member.
+        """
+        arrays, atoms, path = read_arrays(self._arrays_of(cell)), self.first_seed_atoms(cell), self._arrays_of(cell)
+        maps, shown = arrays.get("tuning_maps"), arrays.get("tuning_atoms")
+        if maps is None or shown is None or len(maps) != len(shown) or 0 in maps.shape:
+            raise HusaiError(f"{path}: must hold tuning_maps and tuning_atoms, as many of one as of the other")
+        if missing := [int(atom) for atom in shown if int(atom) not in atoms]:
+            raise HusaiError(f"{path}: shows atom {missing[0]}, which atoms.parquet does not have")
+        return [(codes, atoms[int(atom)]) for codes, atom in zip(maps, shown, strict=True)]
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
         """Rows of the atom table of a cell's first member, by atom: those of its init seed and its data seed."""
@@ -328,6 +345,6 @@ class SuiteResults:
 
 def _low_precisions(costs: Path) -> dict[str, str]:
     """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Earlier tables do not say; they are of fp32."""
-    table = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame()
+    table = read_parquet(costs, COSTS) if costs.is_file() else pd.DataFrame()
     known = rows_of(table[table["precision"].notna()]) if "precision" in table else []
     return {row["run_id"]: row["precision"] for row in known if row["precision"] != "fp32/fp32"}

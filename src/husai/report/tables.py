@@ -12,7 +12,7 @@ from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
 from husai.report.measures import measures
-from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, file_name, rungs_of
 from husai.report.significance import significance
 from husai.report.text import beside_table, has, interval, markdown, named, number, plural
 from husai.report.variance import variance_section
@@ -293,7 +293,7 @@ def write_tables(results: SuiteResults, out: Path) -> list[Path]:
     written[0].write_text(summary(results), encoding="utf-8")
     slugs = Counter(cell.slug for cell in results.cells)
     for cell in results.cells:
-        name = cell.slug if slugs[cell.slug] == 1 else f"{cell.slug}_{cell.run_id}"
+        name = cell.slug if slugs[cell.slug] == 1 else file_name(f"{cell.slug}_{cell.run_id}")
         for metric in ("pwmcc", "max_cosine"):
             written.append(out / "matrices" / f"{metric}_{name}.csv")
             pd.DataFrame(cell.matrix(metric)).round(6).to_csv(written[-1], index=False)

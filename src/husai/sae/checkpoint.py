@@ -164,7 +164,7 @@ class Checkpoints:
         for path in found:
             try:
                 resumed = self._read(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 passed_over.append(f"{path}: is truncated or damaged ({error}); going back to the checkpoint before it")
                 continue
             for text in passed_over:
@@ -179,6 +179,8 @@ class Checkpoints:
     def _read(self, path: Path) -> Resumed:
         """Raises ValueError for a wrong checksum, and what JSON and safetensors raise for damage."""
         outer = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(outer, dict) or not isinstance(outer["content"], str):
+            raise ValueError("it holds something else")
         if _hash(outer["content"]) != outer["sha256"]:
             raise ValueError("its checksum is wrong")
         content = json.loads(outer["content"])

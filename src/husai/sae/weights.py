@@ -149,7 +149,8 @@ def _load(folder: Path, config: dict[str, Any]) -> Dictionary:
             )
     require_finite(found, folder / WEIGHTS)
     params = architecture.restore(found).map(lambda value: value[None])
-    seeds = {name: int(meta.get(name) or 0) for name in ("init_seed", "data_seed")}
+    stated = {name: meta.get(name) for name in ("init_seed", "data_seed")}
+    seeds = {name: seed if isinstance(seed, int) else 0 for name, seed in stated.items()}
     known: dict[str, object] = {"architecture": architecture.config.architecture}
     known |= dict([architecture.config.sparsity])
     each = config.get("normalize_activations") == CONSTANT_NORM

@@ -8,6 +8,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from husai.store.processes import Process, temporary_of
 NAMES_A_RUN = ("run_id", "model_name", "hook_name")  # in provenance.json, beside config.yaml
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 ATTEMPTS = 5
+FLUSHING = 8  # files flushed at once
 
 
 def finished(place: Path) -> bool:
@@ -99,10 +101,11 @@ def _remove_empty(folders: list[Path]) -> None:
 def _seal(folder: Path) -> None:
     """Flush every file to disk, readable for all, then write down what they are, then say that this is all."""
     inside = list(folder.rglob("*"))
-    for path in inside:
-        if path.is_file():
-            path.chmod(0o644)
-            flush(path)
+    files = [path for path in inside if path.is_file()]
+    for path in files:
+        path.chmod(0o644)
+    with ThreadPoolExecutor(FLUSHING) as pool:  # disks take many at once
+        list(pool.map(flush, files))
     crash_point("folder-flushed")
     (folder / CHECKSUMS).write_text(sums_of(folder), encoding="utf-8")
     flush(folder / CHECKSUMS)

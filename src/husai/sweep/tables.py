@@ -1,7 +1,7 @@
 """The tables of a suite's results, which several sweeps may fill at once.
 
 Finished cells wait until enough of them are there: merging takes longer the more a table holds, and their run folders keep
-them meanwhile. So all merging together takes a few percent of a sweep.
+them meanwhile. So all merging together takes a percent of a sweep.
 """
 
 import json
@@ -21,7 +21,7 @@ from husai.store.files import crash_point, reason, whole_file
 from husai.store.lease import hold
 from husai.store.places import MERGING
 
-IDLE = 30.0  # times as long as the last merge took, the next one waits
+IDLE = 100.0  # times as long as the last merge took, the next one waits
 MEASURES = ("value", "ci_low", "ci_high")  # columns that do not say which row it is
 
 

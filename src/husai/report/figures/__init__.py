@@ -15,7 +15,7 @@ from husai.report.figures.calibration import calibration
 from husai.report.figures.canvas import STYLE
 from husai.report.figures.circuit import feature_tuning, fourier_spectrum, gate_summary
 from husai.report.figures.trajectories import trajectories
-from husai.report.results import CellView, SuiteResults
+from husai.report.results import CellView, SuiteResults, file_name
 
 LARGE = 40  # cells from which figures with a panel or a line a cell are drawn source by source, or left out
 
@@ -36,7 +36,7 @@ def drawings(results: SuiteResults) -> dict[str, Callable[[], Figure]]:
     if results.gates and not several:
         found["feature_tuning"] = partial(feature_tuning, results)
     for model, gate in results.gates.items():
-        suffix = f"_{model}" if several else ""
+        suffix = file_name(f"_{model}") if several else ""
         found |= {f"{draw.__name__}{suffix}": partial(draw, model, gate) for draw in (fourier_spectrum, gate_summary)}
     return found
 
@@ -50,7 +50,7 @@ def _of_agreement(results: SuiteResults, draws: Sequence[Callable[..., Figure]])
         if not cell.control:
             by_place.setdefault(cell.place, []).append(cell)
     return {"atlas": partial(atlas, results)} | {
-        f"{draw.__name__}_{place.replace(' ', '_')}": partial(draw, results, own)
+        f"{draw.__name__}_{file_name(place)}": partial(draw, results, own)
         for draw in draws
         for place, own in by_place.items()
     }

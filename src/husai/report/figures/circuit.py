@@ -51,11 +51,10 @@ def feature_tuning(results: SuiteResults, atoms_shown: int = 2) -> Figure:
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     for cell in results.cells:
-        arrays, atoms = results.arrays(cell), results.first_seed_atoms(cell)
         first = atoms_shown * hooks.index(cell.short_hook)
         column = axes[first : first + atoms_shown, labels.index(cell.label)]
-        for ax, codes, atom in zip(column, arrays["tuning_maps"], arrays["tuning_atoms"], strict=False):
-            image = tuning_map(ax, codes.astype(float), atoms[int(atom)])
+        for ax, (codes, atom) in zip(column, results.tuning(cell), strict=False):
+            image = tuning_map(ax, codes.astype(float), atom)
         name = cell.label.replace(", ", " ")
         column[0].set_title(f"$\\bf{{{name.replace(' ', '~')}}}$\n" + column[0].get_title(), fontsize=6, pad=2)
     for row, line in enumerate(axes):
