@@ -26,7 +26,15 @@ from husai.report.tables import write_tables
 from husai.store import files, lease
 
 YEAR = 365.25 * 86400
-LAZY = ("sae_lens", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "pandas.io.parquet", "husai.cli", "husai.sae.kernels.threshold")
+LAZY = (
+    "sae_lens",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "scipy.optimize",
+    "pandas.io.parquet",
+    "husai.cli",
+    "husai.sae.kernels.threshold",
+)
 
 
 def prepare() -> None:

@@ -111,10 +111,18 @@ def test_a_damaged_table_is_named_and_stays(whole, copy, name):
     whole.check(copy, "damaged table")
 
 
-RUBBISH = {"empty": b"", "cut": b'{"token": "0123', "bytes": bytes(range(256)), "deep": b"[" * 100_000, "list": b"[1, 2]"}
+RUBBISH = {
+    "empty": b"",
+    "cut": b'{"token": "0123',
+    "bytes": bytes(range(256)),
+    "deep": b"[" * 100_000,
+    "list": b"[1, 2]",
+}
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.handful if kind == "cut" else ()) for kind in RUBBISH])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.handful if kind == "cut" else ()) for kind in RUBBISH]
+)
 def test_damaged_leases_and_notes_hinder_nobody(whole, arena, kind):
     """Of every cell a lease, and of the results; notes of failure and of families; draws of nulls."""
     for folder in (".leases", ".failed"):

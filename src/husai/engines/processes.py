@@ -118,7 +118,9 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 def _stopped(_signal: int, _frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one, as when the whole group was told, would stop the cleaning up
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a second one, as when the whole group was told, would stop the cleaning up
     raise Stopped
 
 
