@@ -49,10 +49,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize(
-    ("which", "kib"),
-    [("runs", 4), ("runs", 40), ("runs", 120), ("runs", 250), ("results", 8), ("results", 40), ("results", 70)],
-)
+ROOMS = [*(("runs", kib) for kib in (4, 40, 120, 250)), *(("results", kib) for kib in (8, 40, 70))]
+
+
+@pytest.mark.parametrize(("which", "kib"), ROOMS)
 def test_a_full_disk(whole, arena, small_disk, which, kib):
     small_disk(arena.place / which, kib)
     sweep = arena.start()
