@@ -33,7 +33,7 @@ ci: $(READY) ## slower checks: the wheel from another folder, the pipeline scrip
 	$(BIN)/python scripts/check_saelens.py results/smoke/runs
 	$(MAKE) faults
 
-fuzz: $(READY) ## hostile input: 2,250 cases, the same ones every time, counted by kind in results/fuzz.md
+fuzz: $(READY) ## hostile input: 2,550 cases, the same ones every time, counted by kind in results/fuzz.md
 	FUZZ_CASES=150 FUZZ_REPORT=results/fuzz.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/fuzz
 
 faults: $(READY) ## sweeps killed, disks full, files damaged; kills survived and cells lost in results/benchmarks/faults.md

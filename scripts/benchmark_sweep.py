@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from benchmark_sae import hardware, markdown
 from husai.cell import Course, Job
 from husai.config import SuiteConfig
 from husai.console import say
-from husai.engines import Ended
+from husai.engines import Ended, R, T
 from husai.engines.ray import Ray
 from husai.engines.serial import Serial
 from husai.sae.train import train_saes
@@ -73,10 +73,10 @@ class Beside(Serial):
     least: float = float("inf")
     each: list[float] = field(default_factory=list)
 
-    def run(self, call: Callable[[Job], Any], items: Iterable[Job]) -> Iterator[Ended[Job, Any]]:  # type: ignore[override]
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
         for item in items:
             wall, cpu = time.perf_counter(), time.process_time()
-            bare(item)
+            bare(cast(Job, item))
             self.each.append(time.perf_counter() - wall)
             self.wall, self.cpu = self.wall + self.each[-1], self.cpu + time.process_time() - cpu
             yield Ended(item, call(item))

@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from husai.tasks import Task
 from husai.transformer.model import Transformer, init_params
 from husai.truth.fourier import characters
 
+sys.path.append(str(Path(__file__).parent))  # for modules that worker processes import too
 torch.set_num_threads(1)  # these models are small, and tests share the machine
 
 

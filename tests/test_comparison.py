@@ -140,6 +140,8 @@ def test_rows_of_zeros_are_left_out_and_two_saes_have_no_interval(tmp_path, caps
     assert data["reappearance"] == [[1, pytest.approx(8 / 12)], [1, 1]]
     assert data["measures"]["pwmcc"]["low"] is None
     assert "fewer than 3 seeds" in data["sentence"]
+    assert data["sentences"]["pwmcc"] == data["sentence"]
+    assert data["sentences"]["max_cosine"].startswith("max_cosine 0.903: fewer than 3 seeds")
 
 
 def test_activations_tell_dead_atoms_and_draw_all_nulls(tmp_path, capsys):
@@ -216,9 +218,8 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys):
     x = torch.randn(9, D, generator=generator("test-x"))
     foreign = store(tmp_path / "foreign", x, model_name="gpt2")
     named = [sae_lens(tmp_path / str(i), directions(N, D, i), model_name="EleutherAI/pythia-70m") for i in (0, 1)]
-    code, _, said = run(capsys, "compare", *named, "--shard-dir", foreign, "--draws", 2)
-    assert code == 0
-    assert said.count("was trained on model EleutherAI/pythia-70m, but the activations are of model gpt2;") == 2
+    said = failing(capsys, *named, "--shard-dir", foreign, "--draws", 2)
+    assert "was trained on model EleutherAI/pythia-70m, but the activations are of model gpt2\n" in said
     x[3, 3] = torch.nan
     damaged = store(tmp_path / "damaged", x)
     assert "row 3 holds NaN" in failing(capsys, good, other, "--shard-dir", damaged)
@@ -265,9 +266,16 @@ def test_zero_rows_are_dead_and_long_rows_are_not_with_and_without_activations(t
     x = torch.randn(300, D, generator=generator("test-x"))
     samples = store(tmp_path / "x", x)
     for more in ((), ("--shard-dir", samples)):
-        data = json.loads(run(capsys, "compare", *folders, "--json", "--draws", 1, *more)[1])
+        _, out, err = run(capsys, "compare", *folders, "--json", "--draws", 1, *more)
+        data = json.loads(out)
         assert (data["d_sae"], data["n_live"]) == ([N + 3, N], [N, N])
         assert data["mean_pwmcc"] == pytest.approx(1, abs=1e-5)
+        assert f"holed: 3 of its {N + 3} decoder rows are 0 and count as dead\n" in err
+        assert err.count("\n") == 1
+        (note,) = [one for one in data["notes"] if "not of length 1" in one] or [""]
+        scaled = load_sae(folders[0]).W_dec.norm(dim=1)
+        assert ("holed (0.2 to 5)" in note) == bool(scaled[:N].max() > 1.1)
+        assert "whole (" not in note
     assert compute_pwmcc(load_sae(folders[0]), load_sae(folders[1])).value == pytest.approx(1, abs=1e-5)
     code, out, _ = run(capsys, "sae", "score", *folders, "--shard-dir", samples, "--json")
     assert (code, json.loads(out)["pwmcc"]["value"]) == (0, pytest.approx(1, abs=1e-5))
@@ -323,6 +331,23 @@ def test_scores_too_refuse_activations_of_another_model_hook_or_width(tmp_path, 
     assert run(capsys, "sae", "score", mine, "--shard-dir", stores["other/add-p59-0"])[0] == 0
 
 
+def test_saes_of_another_known_model_are_refused_and_of_an_unknown_one_warned_of(tmp_path, capsys):
+    x = store(tmp_path / "x", torch.randn(30, 128, generator=generator("test-x")), model_name="add-p113-0")
+    saes = {}
+    for model in ("gpt2-small", "mine"):
+        places = [tmp_path / model / str(i) for i in range(3)]
+        saes[model] = [sae_lens(at, directions(N, 128, i), model_name=model) for i, at in enumerate(places)]
+    said = failing(capsys, *saes["gpt2-small"], "--shard-dir", x)
+    assert "was trained on model gpt2-small, but the activations are of model add-p113-0" in said
+    code, out, err = run(capsys, "compare", *saes["mine"], "--shard-dir", x, "--draws", 1)
+    assert code == 0
+    assert err.count("their names alone do not say whether these are two models") == 3
+    told = " ".join(out.split())
+    for name in ("pwmcc", "max_cosine", "shared_fraction", "reappearance", "activation_matching"):
+        assert any(f"{name} 0.{digit}" in told or f"{name} -0.{digit}" in told for digit in range(10)), name
+    assert "activation_matching" in told.split("has no rung with an interval")[0].split(". ")[-1]
+
+
 # --- the numbers ---
 
 
@@ -358,7 +383,7 @@ def test_dictionaries_drawn_as_a_null_score_as_it_does_in_every_measure():
         assert null.mean > 0.3
         assert null.low - 0.02 < found.measures[name].agreement.interval.mean < null.high + 0.02, name
     assert found.everywhere == pytest.approx(found.everywhere_nulls["ambient"], abs=0.05)
-    assert "not told apart from ambient" in found.sentence
+    assert "not told apart from ambient" in found.sentences["pwmcc"]
 
 
 def test_untied_encoders_of_their_own_take_shared_fraction_away_but_nothing_else():

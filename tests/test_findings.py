@@ -36,27 +36,36 @@ def frame() -> pd.DataFrame:
         place = {
             "suite": "tiny", "model": model, "hook": "blocks.0.hook_mlp_out", "tier": tier, "architecture": "topk",
             "d_sae": 16, "sparsity_param": "k", "sparsity": k, "run_id": run, "converged": converged, "verified": True,
+            "task": "add", "p": 113, "n": 1, "model_seed": None, "model_seed_b": None, "data_seed_b": None,
         }  # fmt: skip
-        seeds = [("explained_variance", "", (0.9, NAN, NAN), seed, 10) for seed in range(3)]
-        start = [("pwmcc", "", (0.2, 0.19, 0.21), None, 0)]
+        seeds = [("explained_variance", "", (0.9 - 0.01 * seed, NAN, NAN), seed, 10) for seed in range(3)]
+        start = [("pwmcc", "", (0.2, 0.19, 0.21), None, 0), ("dead", "", (0.3, NAN, NAN), None, 5)]
+        start.append(("explained_variance", "", (0.89, NAN, NAN), None, 10))
         everything = [(metric, null, values, None, 10) for (metric, null), values in figures.items()]
         for metric, null, (value, low, high), seed, step in seeds + start + everything:
             figure = {"metric": metric, "null": null, "value": value, "ci_low": low, "ci_high": high}
             rows.append({**place, **figure, "init_seed": seed, "data_seed": seed, "init_seed_b": None, "step": step})
-    return pd.DataFrame(rows).astype({"init_seed": "Int64", "data_seed": "Int64", "init_seed_b": "Int64"})
+    seeds = [f"{kind}_seed{one}" for kind in ("init", "data", "model") for one in ("", "_b")]
+    return pd.DataFrame(rows).astype(dict.fromkeys(seeds, "Int64"))
 
 
 @pytest.fixture
 def tiny(tmp_path):
     """Writes the suite `tiny` (with other records, if given) and fills a text from it."""
 
-    def fill(text: str, records: pd.DataFrame | None = None) -> Findings:
+    def fill(text: str, records: pd.DataFrame | None = None, planes: bool = False) -> Findings:
         folder = tmp_path / "results" / "tiny"
         folder.mkdir(parents=True, exist_ok=True)
         made = frame() if records is None else records
         made.to_parquet(folder / "records.parquet")
-        made[["run_id"]].to_parquet(folder / "atoms.parquet")
-        truth = {model: {} for model, *_ in PLACES.values()}
+        own = {"init_seed": 0, "data_seed": 0, "firing_rate": 0.1, "label": "sum", "k": 1.0, "purity": 1.0}
+        kinds = enumerate(((True, 0.9), (True, 0.7), (True, 0.5), (False, 0.9)))
+        each = [{**own, "atom": atom, "live": live, "match_mean": mean} for atom, (live, mean) in kinds]
+        atoms = [{"run_id": run, **one} for run in sorted(set(made["run_id"])) for one in each]
+        pd.DataFrame(atoms).to_parquet(folder / "atoms.parquet")
+        subspaces = [{"label": "sum", "share": 1.0}] if planes else []
+        known = {"blocks.0.hook_mlp_out": {"dim": 2 * planes, "subspaces": subspaces, "unexplained": None}}
+        truth = {model: known for model, *_ in PLACES.values()}
         for name, content in (("gate", {}), ("truth", truth), ("cells", sorted(set(made["run_id"])))):
             (folder / f"{name}.json").write_text(json.dumps(content))
         template = tmp_path / "text.md.j2"
@@ -95,7 +104,12 @@ def test_every_committed_number_is_traced_to_a_row_of_the_records():
         own = records[(records["run_id"] == row["run_id"]) & (records["step"] == int(row["step"]))]
         assert len(own)
         if row["value"]:
-            asked = own[(own["metric"] == row["metric"]) & (own["null"] == row["null"]) & own["init_seed"].isna()]
+            asked = own[(own["metric"] == row["metric"]) & (own["null"] == row["null"])]
+            if row["init_seed"]:
+                seeds = (asked["init_seed"] == int(row["init_seed"])) & (asked["data_seed"] == int(row["data_seed"]))
+                asked = asked[seeds & pd.isna(asked["init_seed_b"])]
+            else:
+                asked = asked[pd.isna(asked["init_seed"])]
             assert asked["value"].item() == float(row["value"])
 
 
@@ -124,11 +138,28 @@ def test_every_committed_number_is_traced_to_a_row_of_the_records():
         ("tiny.cells().short_of('pwmcc', 'data').count", "1"),
         ("tiny.cells(model='clock', k=1).exceeding('pwmcc', 'data', 'surrogate_trained').count", "1"),
         ("tiny.cells().over('pwmcc', 0.6).count", "2"),
-        ("tiny.cells().without(tiny.cells().converged).names", "clock, mlp_out, TopK 16, k=2"),
+        ("tiny.cells().without(tiny.cells().converged).names", "clock, mlp_out, TopK 16, k=2 *"),
+        ("tiny.cells(model='clock').settings", "TopK 16, k=1; TopK 16, k=2 *"),
         ("tiny.cells().exceeding('dead', 'data').names if false else 'none'", "none"),
         ("tiny.cells().least('pwmcc')", "0.500"),
         ("tiny.cells().highest('pwmcc', null='data').interval('pwmcc')", "0.500 [0.400, 0.600]"),
         ("tiny.cells().mean('pwmcc', digits=4)", "0.6333"),
+        ("a.seed_least('explained_variance', digits=2)", "0.88"),
+        ("a.seed_most('explained_variance', digits=2)", "0.90"),
+        ("a.atoms_over('match_mean', 0.7)", "67%"),
+        ("tiny.cells().correlation('pwmcc', 'dead')", "0.50"),
+        ("tiny.cells().surely('pwmcc', over=0.45).count", "2"),
+        ("tiny.cells().surely('pwmcc', under=0.75).count", "2"),
+        ("tiny.cells().surely('dead', over=0.05).count", "1"),
+        ("tiny.cells().fallen('dead', 0.15).count", "2"),
+        ("tiny.cells().fallen('pwmcc', 0).count", "3"),
+        (
+            "tiny.cells().unlike('pwmcc', 'data', 1.3).names",
+            "clock, mlp_out, TopK 16, k=1; clock, mlp_out, TopK 16, k=2 *",
+        ),
+        ("'yes' if tiny.cells(k=1).include(a) else 'no'", "yes"),
+        ("'yes' if tiny.cells(k=2).include(a) else 'no'", "no"),
+        ("'yes' if a.differs(tiny.cell(model='clock', k=2), 'pwmcc') else 'no'", "yes"),
     ],
 )
 def test_a_placeholder_is_filled_from_its_record(tiny, asked, text):
@@ -142,13 +173,43 @@ def test_a_difference_of_two_cells_adds_their_errors(tiny):
     assert [(row["run_id"], row["what"]) for row in rows(made)] == [("a", "difference"), ("b", "difference")]
 
 
+FAIR = {"data": 0.6, "data_points": 0.6, "plane_rotated": 0.76}  # of cell a, whose pwmcc is .8 [.75, .85]
+
+
+def with_fair_rungs() -> pd.DataFrame:
+    """The four cells, a with all fair rungs of pwmcc, each an interval of ± .01."""
+    made = frame()
+    like = made[(made["run_id"] == "a") & (made["metric"] == "pwmcc") & (made["null"] == "data")]
+    rungs = [like.assign(null=name, value=v, ci_low=v - 0.01, ci_high=v + 0.01) for name, v in FAIR.items()]
+    return pd.concat([made.drop(like.index), *rungs])
+
+
+@pytest.mark.parametrize(("planes", "count"), [(False, "1"), (True, "0")])
+def test_true_planes_turned_at_random_are_a_rung_where_there_are_planes(tiny, planes, count):
+    made = tiny("{{ tiny.cells(model='clock', k=1).exceeding('pwmcc').count }}", with_fair_rungs(), planes=planes)
+    assert made.text == count
+    (row,) = rows(made)
+    assert row["null"] == "data data_points surrogate_trained" + " plane_rotated" * planes
+
+
+def test_missing_planes_are_refused_where_the_truth_has_some(tiny):
+    without = with_fair_rungs()[lambda f: f["null"] != "plane_rotated"]
+    with pytest.raises(HusaiError, match="no record of pwmcc by plane_rotated"):
+        tiny("{{ tiny.cells(model='clock', k=1).exceeding('pwmcc').count }}", without, planes=True)
+
+
+def test_a_figure_of_one_sae_names_its_seeds(tiny):
+    (row,) = rows(tiny("{{ a.seed_least('explained_variance', digits=2) }}"))
+    assert (row["text"], row["value"], row["init_seed"], row["data_seed"]) == ("0.88", "0.88", "2", "2")
+
+
 def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
     made = tiny("One: {{ a.name }}, {{ a.interval('pwmcc', digits=2) }}.\n\nTwo: {{ tiny.cells().converged.count }}.\n")
     first, *counted = rows(made)
     assert first == {
         "number": "1", "line": "1", "text": "0.80 [0.75, 0.85]", "what": "interval", "suite": "tiny", "run_id": "a",
         "cell": "clock, mlp_out, TopK 16, k=1", "metric": "pwmcc", "null": "", "step": "10", "value": "0.8",
-        "ci_low": "0.75", "ci_high": "0.85", "counted": "",
+        "ci_low": "0.75", "ci_high": "0.85", "counted": "", "init_seed": "", "data_seed": "",
     }  # fmt: skip
     assert {(row["number"], row["line"], row["text"], row["what"]) for row in counted} == {
         ("2", "3", "2", "count: converged")
@@ -159,7 +220,13 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ a.value('pwmc') }}", "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, pwmcc"),
+        (
+            "{{ a.value('pwmc') }}",
+            (
+                "{{ a.value('pwmc') }}",
+                "line 3: clock, mlp_out, TopK 16, k=1: has no metric 'pwmc'; there are dead, explained_variance, pwmcc",
+            ),
+        ),
         (
             "\n{{ a.value('pwmcc', null='dota') }}",
             "line 4: .*no record of pwmcc by dota at step 10; nulls '', data and",
@@ -172,6 +239,10 @@ def test_numbers_are_listed_in_the_order_of_the_text_with_their_rows(tiny):
         ("{{ tiny.cell(model='planted').interval('dead') }}", "dead at step 10 has no interval"),
         ("{{ tiny.cells().over('pwmcc', 2).least('pwmcc') }}", "no cell is left .pwmcc at least 2"),
         ("{{ a.minus(a, 'pwmcc') }}", "cannot be told apart from itself"),
+        ("{{ a.seed_least('pwmcc') }}", "has no pwmcc of single SAEs"),
+        ("{{ a.atoms_over('colour', 0.5) }}", "has no colour of live atoms"),
+        ("{{ tiny.cells(model='clock').correlation('pwmcc', 'dead') }}", "of 2 cells have no rank correlation"),
+        ("{{ tiny.cells().correlation('pwmcc', 'pwmcc', null='data') }}", "unexpected keyword"),
         ("{{ a.symmetry() }}", "has no symmetry figures"),
         ("{{ suite('none').cell().seeds }}", "none: is not a suite's results folder"),
         ("{{ suite('../tiny').cell().seeds }}", "is not the name of a folder"),

@@ -11,7 +11,7 @@ import pytest
 
 from husai.analysis.stats import Interval
 from husai.measure import PAIRED
-from husai.report.calibration import judged, predicts
+from husai.report.calibration import Judged, judged, predicts
 from husai.report.caveats import caveats
 from husai.report.figures import LARGE, drawings
 from husai.report.figures.atlas import atlas, beyond
@@ -22,6 +22,7 @@ from husai.report.measures import measures
 from husai.report.results import SuiteResults
 from husai.report.settings import PAIRS, line_name, lines, placed
 from husai.report.tables import SECTIONS, summary
+from husai.report.verdicts import score_sentences
 
 RESULTS = Path(__file__).parents[1] / "results"
 LADDER = RESULTS / "ladder"
@@ -156,6 +157,20 @@ def test_the_figure_of_calibration_holds_curves_areas_and_chance(grown):
     curves = [line for line in first.get_lines() if line.get_marker() == "o"]
     assert len(curves) == 4
     np.testing.assert_allclose(xs(curves[-1]), BINS[:, 1])
+    rocs = next(ax for ax in figure.axes if ax.get_ylabel().startswith("ROC"))
+    assert len([line for line in rocs.get_lines() if len(xs(line)) > 2]) == 3, "not the one in which no atom is true"
+    assert any(list(xs(line)) == list(ys(line)) == [0, 1] for line in rocs.get_lines()), "chance"
+
+
+def test_the_roc_curve_takes_groups_from_the_highest_agreement(results):
+    """Four groups of ten; true: 0, 5, 5, 10. From the top: 10 true, then 5 and 5 untrue, then the same, then 10 untrue."""
+    bins = np.array([[10, 0.2, 0], [10, 0.4, 0.5], [10, 0.6, 0.5], [10, 0.8, 1]])
+    one = Judged(results.cells[0], Interval(0, 0, 0), bins, "")
+    roc = one.roc
+    assert roc is not None
+    np.testing.assert_allclose(roc.true, [0, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose(roc.false, [0, 0, 0.25, 0.5, 1])
+    assert one._replace(bins=bins[:1]).roc is None
 
 
 def test_every_measure_of_pairs_has_a_name_in_reports():
@@ -196,7 +211,9 @@ def test_beyond_is_held_against_the_highest_fair_rung(results, monkeypatch):
         SuiteResults, "rungs", lambda *_: {n: Interval(v, v - 0.01, v + 0.01) for n, v in levels.items()}
     )
     score = cell.value("pwmcc")
-    assert beyond(results, cell) == pytest.approx((score.mean - 0.5, score.low > 0.51))
+    assert beyond(results, cell) == pytest.approx((score.mean - 0.5, score.low > 0.51)), "planted atoms have no planes"
+    clock = next(cell for cell in results.cells if cell.model == "clock")
+    assert beyond(results, clock).value == pytest.approx(clock.value("pwmcc").mean - 0.95)
 
 
 def test_rungs_hold_what_was_trained_on_a_surrogate(results):
@@ -213,6 +230,21 @@ def test_every_measure_stands_beside_its_highest_chance_level(results):
     assert f"{cell.value('pwmcc').mean:.3f} (surrogate_trained {trained:.3f})" in text
     assert "| pwmcc | max_cosine |" in text
     assert "shared_fraction" not in text, "what no cell has gets no column"
+
+
+def test_every_score_of_a_cell_has_a_sentence_that_names_its_rungs(results):
+    """The ladder has seven measures less those of later work, and what was found of the truth."""
+    cell = next(cell for cell in results.cells if cell.model == "clock" and not cell.control)
+    said = score_sentences(results, cell)
+    names = [sentence.split(" ")[0] for sentence in said]
+    assert {"max_cosine", "fourier_overlap", "answer_specificity"} <= set(names)
+    assert "pwmcc" not in names, "which heads the list"
+    assert len(names) == len(set(names))
+    for name, sentence in zip(names, said, strict=True):
+        assert sentence.startswith(f"{name} {cell.value(name).mean:.3f} [")
+        assert all(rung in sentence for rung in results.rungs(cell, name))
+    text = summary(results)
+    assert all(f"  - {sentence}\n" in text for sentence in said)
 
 
 def test_a_section_joins_by_its_name(results, monkeypatch):

@@ -25,6 +25,7 @@ from husai.sae.callables import Array, Function, of_callables
 from husai.sae.dictionary import Dictionary
 from husai.seeding import generator
 from husai.tasks import Task
+from husai.transformer.weights import public_models
 from husai.truth.planes import find_truth
 
 DRAWS = 5
@@ -127,8 +128,9 @@ def read_at(
 def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> None:
     """Raises HusaiError if an SAE says that it is of another model or hook (`key` of its metadata) than the activations.
 
-    Models are compared by `model_of`. They are refused if both are reference models; other names are names of folders and
-    files, which say too little, so that there is a UserWarning, and nothing for a model without a name.
+    Models are compared by `model_of`. They are refused if both are known and differ: reference models, and public ones that
+    TransformerLens lists, under any of their names. Other names are names of folders and files, which say too little, so that
+    there is a UserWarning, and nothing for a model without a name.
     """
     stated, what = sae.meta.get(key), key.split("_")[0]
     if not isinstance(stated, str):
@@ -138,7 +140,13 @@ def require_trained_on(sae: Dictionary, name: str, key: str, wanted: str) -> Non
         return
     did = "reconstructs" if key == "hook_name_out" else "was trained on"
     said = f"{name}: {did} {what} {stated}, but the activations are of {what} {wanted}"
-    if what == "hook" or pair <= {*reference_names()}:
+    known: dict[str, str] = {}
+    if what == "model":
+        public = {model_of(name): own for name, own in public_models().items()}
+        known = {**public, **{one: one for one in reference_names()}}
+        if len({known.get(one, one) for one in pair}) == 1:
+            return
+    if what == "hook" or pair <= {*known}:
         raise HusaiError(said)
     warnings.warn(f"{said}; their names alone do not say whether these are two models", stacklevel=2)
 

@@ -210,7 +210,7 @@ def run_cell(job: Job, say: Say = lambda **_: None) -> str:
 
 def _run(job: Job, course: Course) -> None:
     cell, runs = job.cell, Path(job.folder).parent
-
+    register(Path(job.folder), cell.family)
     tracker = open_tracker(
         job.tracking,
         name=f"{job.suite}: {job.title}",

@@ -1,5 +1,6 @@
 """How far any SAEs agree, whoever trained them: every measure of stability beside its chance levels. (docs/method.md)"""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -27,6 +28,7 @@ from husai.seeding import generator
 
 ROOM = 1 << 28  # codes kept at once for `activation_matching`
 CODED_DRAWS = 3
+UNIT = 1e-3  # decoder rows whose length is this close to 1 are called unit rows
 DRAWS = ((256, 100), (1024, 20))  # live atoms up to which so many draws are made; beyond, two
 
 
@@ -36,6 +38,18 @@ class Measured:
 
     agreement: Agreement
     nulls: dict[str, NullScore]
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are an interval and chance levels to hold it against."""
+        return bool(self.nulls) and self.agreement.interval.low == self.agreement.interval.low
+
+    @property
+    def levels(self) -> dict[str, Interval]:
+        """The chance levels with the range of 95% of their draws; nulls of codes have too few draws for one."""
+        levels = {name: Interval(null.mean, null.low, null.high) for name, null in self.nulls.items()}
+        none = float("nan")
+        return {n: Interval(level.mean, none, none) if n in CODED_NULLS else level for n, level in levels.items()}
 
     @property
     def adjusted(self) -> dict[str, Interval | None]:
@@ -96,11 +110,9 @@ class Comparison:
         return [str(Path(*path.parts[common:])) for path in paths]
 
     @property
-    def sentence(self) -> str:
-        """Which rungs of the ladder pwmcc exceeds."""
-        pwmcc = self.measures["pwmcc"]
-        levels = {name: Interval(null.mean, null.low, null.high) for name, null in pwmcc.nulls.items()}
-        return rung_sentence(pwmcc.agreement.interval, levels)
+    def sentences(self) -> dict[str, str]:
+        """Which rungs of its ladder every measure exceeds."""
+        return {name: rung_sentence(one.agreement.interval, one.levels, name) for name, one in self.measures.items()}
 
     def to_json(self) -> dict[str, Any]:
         pwmcc = self.measures["pwmcc"]
@@ -117,7 +129,8 @@ class Comparison:
             "reappearance_counts": [np.bincount(count, minlength=size).tolist() for count in self.counts],
             "reappear_in_all": {"value": self.everywhere, "nulls": self.everywhere_nulls},
             "gap": self.gap.tolist(),
-            "sentence": self.sentence,
+            "sentence": self.sentences["pwmcc"],
+            "sentences": self.sentences,
             "notes": self.notes,
         }
 
@@ -220,6 +233,10 @@ def _live(sae: Dictionary, name: str, x: Tensor | None, kept: Tensor | None) -> 
     alive, codes, l0, signed = sae.W_dec.norm(dim=1) > 0, None, 0.0, sae.signed_codes
     if not bool(alive.any()):
         raise HusaiError(f"{name}: all its atoms are dead; every decoder row is 0")
+    if not bool(alive.all()):
+        warnings.warn(
+            f"{name}: {int((~alive).sum())} of its {sae.d_sae} decoder rows are 0 and count as dead", stacklevel=3
+        )
     if x is not None and kept is not None:
         if not bool(x.isfinite().all()):
             raise HusaiError(f"{name}: cannot be run on activations that hold NaN or infinity")
@@ -256,6 +273,13 @@ def _activations(live: Sequence[Live], x: Tensor | None, signed: bool, draws: in
     return Measured(observed, nulls)
 
 
+def _lengths(sae: Dictionary) -> tuple[float, float]:
+    """The smallest and largest length of a decoder row that is not 0."""
+    lengths = sae.W_dec.float().norm(dim=1)
+    own = lengths[lengths > 0]
+    return float(own.min()), float(own.max())
+
+
 def _notes(
     saes: Sequence[Dictionary],
     names: Sequence[str],
@@ -273,6 +297,15 @@ def _notes(
         notes.append(
             "What a transcoder reconstructs is not in the store, so no null but ambient can be drawn; "
             "--target-shard-dir gives it."
+        )
+    if lengths := [
+        f"{name} ({low:.3g} to {high:.3g})"
+        for name, (low, high) in zip(names, map(_lengths, saes), strict=True)
+        if high - 1 > UNIT or 1 - low > UNIT
+    ]:
+        notes.append(
+            f"Decoder rows are not of length 1: {', '.join(lengths)}. They were scaled to it: "
+            "directions are compared, and lengths say nothing."
         )
     if without := [name for name, one in zip(names, live, strict=True) if one.encoders is None]:
         notes.append(f"shared_fraction is left out: {', '.join(without)} has no encoder matrix.")

@@ -25,6 +25,7 @@ from husai.store.places import lease_path
 from husai.sweep.compute import Outcome
 
 REFRESH, LINE_EVERY = 1.0, 30.0  # seconds
+WIDTH = 9  # of a column at least, so that figures of another length do not move the others
 SHOWN = {"loss": "loss", "explained_variance": "EV", "l0": "L0", "pwmcc": "pwmcc"}
 
 
@@ -85,7 +86,7 @@ class View:
         for path in sorted(folder.glob("*.json")):
             job = missing.get(path.stem)
             with contextlib.suppress(HusaiError):
-                if job is not None and (holder := read_holder(path)) is not None:
+                if job is not None and (holder := read_holder(path)) is not None and not holder.dead_here():
                     found.append((job, holder))
         return found
 
@@ -98,7 +99,8 @@ class View:
             for (job, _), share in zip(running, parts, strict=True)
         )
         ended = self.done + self.failed + sum(parts)
-        text = f"{self.done} done, {self.failed} failed, {len(running)} running, {self.left - len(running)} waiting"
+        waiting = max(self.left - len(running), 0)  # one may have ended meanwhile
+        text = f"{self.done} done, {self.failed} failed, {len(running)} running, {waiting} waiting"
         if ended <= 0:
             return text
         remaining, speed = (self.left - sum(parts)) * elapsed / ended, f"{steps / elapsed:.3g} SAE steps/s"
@@ -108,7 +110,7 @@ class View:
         running = self.running()
         table = Table(box=None, pad_edge=False)
         for name in ("cell", "step", *SHOWN.values()):
-            table.add_column(name, justify="left" if name == "cell" else "right")
+            table.add_column(name, justify="left" if name == "cell" else "right", min_width=WIDTH)
         for job, holder in running:
             told = holder.progress
             step = f"{told['step']} of {told['of']}" if "of" in told else "starting"

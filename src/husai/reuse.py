@@ -13,7 +13,7 @@ FAMILIES = ".families"
 
 
 def register(run: Path, family: str) -> None:
-    """Note that a run, once it is finished, belongs to those that differ from each other in their seeds alone.
+    """Note that a run, finished or not yet, belongs to those that differ from each other in their seeds alone.
 
     Raises HusaiError if the note cannot be written.
     """

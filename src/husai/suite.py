@@ -71,7 +71,7 @@ def _list_cells(suite: SuiteConfig, results: Path, runs: Path, ways: Ways) -> in
             missing.append(job)
         say(f"{state:<8} {job.cell.run_id} {job.title}")
     if missing:
-        for line in forecast(missing, results).lines(ways.jobs):
+        for line in forecast(missing, results).lines(ways.at_once):
             say(line)
     return 0
 

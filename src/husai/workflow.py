@@ -34,6 +34,7 @@ from husai.transformer.compiled import compile_model
 from husai.truth.circuit import GateReport, verify
 
 ATTEMPTS = 3
+EARLIER = "earlier"  # in checkpoints
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def train_sae_run(
         source=None if resume_from is None else source_folder(resume_from),
         warn=warn,
     )
+    if resume_from is None:
+        checkpoints.drop_unless_same(EARLIER)
     with whole_folder(out) as folder:
 
         def look(step: int, ensemble: SAEEnsemble) -> bool:
@@ -186,8 +189,8 @@ def train_sae_run(
 
 
 def _reused(earlier: Earlier | None) -> dict[str, Any]:
-    """What is known of seeds that are not trained; a run resumes only with the same."""
-    return {} if earlier is None else {"earlier": sorted(map(list, earlier.places))}
+    """Which seeds are not trained; a run resumes only without the same."""
+    return {} if earlier is None else {EARLIER: sorted(map(list, earlier.places))}
 
 
 def _describe(x: Samples, fresh: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 
 from husai.analysis.stats import Interval
-from husai.analysis.verdict import rung_sentence, standing, symmetry_sentence
+from husai.analysis.verdict import rung_sentence, stable_rungs, standing, symmetry_sentence
 
 NAN = float("nan")
 RUNGS = {
@@ -69,7 +69,20 @@ def test_without_an_interval_nothing_is_claimed():
 def test_a_rung_without_an_interval_is_named_as_such():
     rungs = {"ambient": RUNGS["ambient"], "untrained": Interval(0.1, NAN, NAN)}
     sentence = rung_sentence(Interval(0.7, 0.65, 0.75), rungs)
-    assert sentence.endswith("every rung that needs no training: ambient (no interval for untrained).")
+    assert sentence.endswith("every rung with an interval: ambient (no interval for untrained (0.100)).")
+
+
+def test_any_score_is_named_and_rungs_without_intervals_are_no_rungs_to_exceed():
+    alone = {"data_relu": Interval(0.3, NAN, NAN)}
+    assert (
+        rung_sentence(Interval(0.7, 0.65, 0.75), alone, "functional")
+        == "functional 0.700 [0.650, 0.750] has no rung with an interval (data_relu (0.300))."
+    )
+
+
+def test_stable_features_must_exceed_turned_planes_only_where_there_are_planes():
+    assert set(stable_rungs(True)) - set(stable_rungs(False)) == {"plane_rotated"}
+    assert set(stable_rungs(False)) == {"data", "data_points", "surrogate_trained"}
 
 
 ABOVE = {"aligned": Interval(0.93, 0.92, 0.94), "aligned_null": Interval(0.8, 0.79, 0.81)}

@@ -27,8 +27,13 @@ from husai.store import files, lease
 
 YEAR = 365.25 * 86400
 LAZY = (
-    *("sae_lens", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "pandas.io.parquet"),
-    *("husai.cli", "husai.sae.kernels.threshold"),
+    "sae_lens",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "scipy.optimize",
+    "pandas.io.parquet",
+    "husai.cli",
+    "husai.sae.kernels.threshold",
 )
 
 

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from husai.cli import main
 
-CASES = int(os.environ.get("FUZZ_CASES", "18"))  # a kind
+CASES = int(os.environ.get("FUZZ_CASES", "12"))  # a kind
 SECONDS, WALL_SECONDS, MEMORY = 20, 240, 3 * 2**30  # of a case: processor time, and how much more memory
+PLACES = {"runs", "runs/.leases"}  # made before it is known whether anything will lie there
 counted: Counter[tuple[str, int]] = Counter()
 
 fuzz = settings(
@@ -103,8 +104,8 @@ def case(kind: str, folder: Path, *arguments: object) -> Ended:
     if done.code == 2:
         assert len(lines) == 1
         assert lines[0].startswith("husai: ")
-        assert after == before, after ^ before
-    assert not [name for name in after - before if Path(name).name.startswith(".")], after - before
+        assert after <= before | PLACES, after - before
+    assert not [name for name in after - before - PLACES if Path(name).name.startswith(".")], after - before
     counted[kind, done.code] += 1
     return done
 

@@ -28,7 +28,11 @@ def nested(levels: int) -> Any:
 def values() -> st.SearchStrategy[Any]:
     deep = st.sampled_from([30, 70]).map(nested)
     return st.one_of(
-        st.sampled_from(SCALARS), st.sampled_from(COMPOUND), st.integers(-3, 40), st.text(max_size=8), deep
+        st.sampled_from(SCALARS),
+        st.sampled_from(COMPOUND).map(copy.deepcopy),
+        st.integers(-3, 40),
+        st.text(max_size=8),
+        deep,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzz_cases import case, fuzz
+from fuzz_cases import case, fuzz, run
 from fuzz_mutate import damaged_bytes, damaged_data, values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,13 +15,14 @@ from husai import workflow
 SAE = {"architecture": "topk", "d_sae": 16, "k": 2, "k_aux": 2, "dead_steps": 4}
 TRAINING = {"steps": 12, "batch_size": 16, "lr": 0.001}
 ENTRY = {"sae": SAE, "training": TRAINING}
+RELU = {"sae": {"architecture": "relu", "d_sae": 16, "l1_coefficient": 1.0}, "training": TRAINING}
 PLANTED = {"planted": {"d_model": 8, "n_atoms": 8, "k": 2, "samples": 64, "magnitudes": [0.5, 1.5], "seed": 1}}
 CIRCLES = {"circles": {"d_model": 16, "p": 11, "frequencies": [1, 3], "radii": [1.0, 2.0], "noise": 0.1, "repeats": 2}}
 SUITE = {
     "name": "fuzz",
     "models": [
         {"name": "atoms", "model": PLANTED},
-        {"name": "circles", "model": CIRCLES, "entries": [{"sae": {"architecture": "relu", "l1_coefficient": 1.0}}]},
+        {"name": "circles", "model": CIRCLES, "entries": [RELU]},
         {"name": "clock", "model": {"kind": "clock", "keys": [2]}, "hooks": ["mlp_out"]},
     ],
     "controls": [{"kind": "surrogate", "seed": 0}],
@@ -85,6 +86,14 @@ def sweep(kind: str, content: bytes, *overrides: str) -> None:
         folder / "out",
         *overrides,
     )
+
+
+@pytest.mark.parametrize("start", [SUITE, AXES])
+def test_what_suites_are_mutated_from_is_valid(start):
+    folder = folder_with(yaml.safe_dump(start).encode())
+    path, places = folder / "it.yaml", ("--runs", folder / "runs", "--out", folder / "out")
+    done = run("sweep", path, "--dry-run", *places)
+    assert done.code == 0, done.err
 
 
 @fuzz

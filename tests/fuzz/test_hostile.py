@@ -149,7 +149,9 @@ name: s
 model: {planted: &p {d_model: 8, n_atoms: 8, k: 2, samples: 64}}
 entries:
   - sae: &sae {architecture: topk, d_sae: 8, k: 1}
+    training: &training {batch_size: 16}
   - sae: {<<: *sae, k: 2}
+    training: *training
 """
     done = run("sweep", written(tmp_path, text), "--dry-run", "--runs", tmp_path / "runs", "--out", tmp_path / "out")
     assert done.code == 0, done.err

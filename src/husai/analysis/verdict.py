@@ -4,9 +4,15 @@ from typing import NamedTuple
 
 from husai.analysis.stats import Interval
 
-STABLE = ("data", "data_points", "surrogate_trained")  # "stable features" may be claimed only beyond all of these
+FAIR = ("data", "data_points", "surrogate_trained")  # "stable features" may be claimed only beyond all of these
+PLANES = "plane_rotated"  # and, where there are true planes, beyond these planes in any phase
 CLOSE = 0.02  # symmetry figures closer than this are called equal
 MOVED = 0.5  # shifts must move at least this share of the atoms' energy to tell anything
+
+
+def stable_rungs(planes: bool) -> tuple[str, ...]:
+    """The rungs that a claim of stable features must exceed. planes: whether the samples have true planes."""
+    return (*FAIR, PLANES) if planes else FAIR
 
 
 class Standing(NamedTuple):
@@ -28,25 +34,26 @@ def standing(score: Interval, rungs: dict[str, Interval]) -> Standing:
     return Standing(above, [name for name in names if name not in above + below], below)
 
 
-def rung_sentence(score: Interval, rungs: dict[str, Interval]) -> str:
+def rung_sentence(score: Interval, rungs: dict[str, Interval], metric: str = "pwmcc") -> str:
     """Which rungs `score` exceeds, is not told apart from, or falls short of, by intervals that do not overlap."""
     if score.low != score.low:
-        return f"pwmcc {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
+        return f"{metric} {score.mean:.3f}: fewer than 3 seeds give no interval, so no rung can be said to be exceeded."
     above, level, below = standing(score, rungs)
     names = [*above, *level, *below]
 
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{n} ({rungs[n].mean:.3f} [{rungs[n].low:.3f}, {rungs[n].high:.3f}])" for n in chosen)
 
+    untold = [f"{name} ({rungs[name].mean:.3f})" for name in rungs if name not in names]
     alone = " that needs no activations" if set(rungs) == {"ambient"} else " that needs no training"
-    drawn = "" if "surrogate_trained" in rungs else alone
-    every = f"every rung{drawn}: " if len(above) == len(names) else ""
-    parts = [f"exceeds {every}{', '.join(above)}" if above else "exceeds no rung"]
+    kind = " with an interval" if untold else "" if "surrogate_trained" in rungs else alone
+    every = f"every rung{kind}: " if len(above) == len(names) else ""
+    none = "exceeds no rung" if names else "has no rung with an interval"
+    parts = [f"exceeds {every}{', '.join(above)}" if above else none]
     parts += [f"is not told apart from {listed(level)}"] if level else []
     parts += [f"falls short of {listed(below)}"] if below else []
-    untold = [name for name in rungs if name not in names]
-    but = f" (no interval for {', '.join(untold)})" if untold else ""
-    return f"pwmcc {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] {'; '.join(parts)}{but}."
+    but = f" ({'no interval for ' if names else ''}{', '.join(untold)})" if untold else ""
+    return f"{metric} {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] {'; '.join(parts)}{but}."
 
 
 def symmetry_sentence(

@@ -107,6 +107,8 @@ def _show(found: "Comparison") -> None:
         table.add_row(*map(Text, (name, f"{one.agreement.interval.mean:.3f}", interval, chance)))
     console.out.print(table)
     say()
-    say(found.sentence)
+    told = [one for name, one in found.sentences.items() if name == "pwmcc" or found.measures[name].judged]
+    for sentence in told:
+        say(sentence)
     for note in found.notes:
         say(note)

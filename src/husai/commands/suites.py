@@ -57,7 +57,8 @@ def sweep(
     cpus: Annotated[float, typer.Option(min=0.01, help="processors that a cell takes of the Ray cluster")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that a cell takes of the Ray cluster, fractions too")] = 0.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="threads of every cell (default: the processors divided by --jobs)")
+        int | None,
+        typer.Option(min=1, help="threads of every cell (default: processors divided by --jobs, with ray --cpus)"),
     ] = None,
     deterministic: Annotated[
         bool,

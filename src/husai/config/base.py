@@ -121,7 +121,7 @@ def override(data: dict[str, Any], overrides: tuple[str, ...] | list[str]) -> di
             raise HusaiError(f"override '{item}': must have the form key=value, such as sae.k=8")
         if key.count(".") > MOST_LEVELS:
             raise HusaiError(f"override '{item}': its key has more than {MOST_LEVELS} dots")
-        data = put(data, key, parse_yaml(text, f"override '{item}'"), f"override '{item}'")
+        data = put(data, key, parse_yaml(text, f"override '{item}': the value"), f"override '{item}'")
     return data
 
 

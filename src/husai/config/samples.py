@@ -4,13 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config.base import Config, Fraction, Positive, Seed, Size, Spread, later
+from husai.config.base import MOST, Config, Fraction, Positive, Seed, Size, Spread, later
 
 
 class PlantedConfig(Config):
     """Samples Σ_i z_i·g_i + noise of known unit atoms g_i with sparse z ≥ 0. (docs/method.md §Planted atoms)"""
 
-    d_model: Positive = Field(default=64, ge=2, description="dimensions of the samples")
+    d_model: int = Field(default=64, ge=2, le=MOST, description="dimensions of the samples")
     n_atoms: int = Field(default=128, ge=1, le=2**20, description="true atoms")
     k: Positive = Field(default=4, description="groups picked a sample; with group_size 1, active atoms")
     magnitudes: tuple[Size, Size] = Field(
@@ -72,7 +72,7 @@ class CirclesConfig(Config):
     """Samples Σ_k r_k·U_k·(cos w_k c, sin w_k c) + noise, U_k known planes. (docs/method.md §Planted circles)"""
 
     d_model: Positive = Field(default=128, description="dimensions of the samples")
-    p: Positive = Field(default=113, ge=3, description="answers c = 0 … p - 1, and the period of the circles")
+    p: int = Field(default=113, ge=3, le=MOST, description="answers c = 0 … p - 1, and the period of the circles")
     frequencies: tuple[Positive, ...] = Field(
         default=(3, 17, 34, 41, 50), min_length=1, description="one circle each, from 1 to (p - 1)/2"
     )

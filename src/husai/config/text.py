@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise HusaiError(f"{path}: cannot be read ({error.__class__.__name__})") from None
     if len(content) > MOST_BYTES:
         raise HusaiError(f"{path}: is larger than {MOST_BYTES} bytes, which no config is")
-    data = parse_yaml(text, str(path))
+    data = parse_yaml(text, f"{path}:")
     if not isinstance(data, dict):
         raise HusaiError(f"{path}: must hold a mapping of keys to values")
     return data
@@ -47,11 +47,11 @@ def parse_yaml(text: str, where: str) -> Any:
         _require_bounded(node)
         return loader.construct_document(node)
     except HusaiError as error:
-        raise HusaiError(f"{where}: {error}") from None
+        raise HusaiError(f"{where} {error}") from None
     except RecursionError:
-        raise HusaiError(f"{where}: is nested more than {MOST_LEVELS} levels deep") from None
+        raise HusaiError(f"{where} is nested more than {MOST_LEVELS} levels deep") from None
     except (yaml.YAMLError, ValueError) as error:  # PyYAML lets ValueError through, as of a date that there is not
-        raise HusaiError(f"{where}: is not valid YAML ({' '.join(str(error).split())})") from None
+        raise HusaiError(f"{where} is not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _require_bounded(document: yaml.Node) -> None:

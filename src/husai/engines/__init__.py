@@ -4,7 +4,7 @@ An engine takes items from an iterator whenever it has room, so that whoever han
 yields each with what came of it as it ends, in any order. Closing the iterator that `run` returns stops what still runs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Generator[Ended[T, R], None, None]:
         """Call `call`, which any process can import, with every item."""
         ...
 

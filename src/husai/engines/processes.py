@@ -2,7 +2,7 @@
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -22,10 +22,11 @@ class _Worker:
     process: Any
     pipe: Connection
     item: Any = None
+    tries: int = 0
     busy: bool = False
 
-    def give(self, call: Callable[[Any], Any], item: Any) -> None:
-        self.item, self.busy = item, True
+    def give(self, call: Callable[[Any], Any], item: Any, tries: int) -> None:
+        self.item, self.tries, self.busy = item, tries, True
         self.pipe.send((call, item))
 
 
@@ -41,8 +42,8 @@ class Processes:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
-        source, again, tries = iter(items), deque[T](), dict[int, int]()
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Generator[Ended[T, R], None, None]:
+        source, again = iter(items), deque[tuple[T, int]]()
         workers: list[_Worker] = []
         try:
             while True:
@@ -56,33 +57,35 @@ class Processes:
                         kind, value = worker.pipe.recv()
                     except (EOFError, OSError):
                         workers.remove(worker)
-                        how, item = _ended(worker), worker.item
-                        tries[id(item)] = tries.get(id(item), 0) + 1
-                        if tries[id(item)] > RETRIES:
-                            yield Ended(item, None, died(tries[id(item)], how))
+                        how, item, tries = _ended(worker), worker.item, worker.tries + 1
+                        if tries > RETRIES:
+                            yield Ended(item, None, died(tries, how))
                         else:
-                            again.append(item)
+                            again.append((item, tries))
                         continue
                     worker.busy = False
                     yield Ended(worker.item, value) if kind == "done" else Ended(worker.item, None, value)
         finally:
             _stop(workers)
 
-    def _hand_out(self, workers: list[_Worker], call: Callable[[T], R], source: Iterator[T], again: deque[T]) -> None:
-        """An item for every idle worker, and new workers as long as there are items for them."""
+    def _hand_out(
+        self, workers: list[_Worker], call: Callable[[T], R], source: Iterator[T], again: deque[tuple[T, int]]
+    ) -> None:
+        """An item for every idle worker, and new workers as long as there are items for them. again: items whose workers died,
+        and how many did."""
         idle = [worker for worker in workers if not worker.busy]
         while len(workers) - len(idle) < self.workers:
             try:
-                item = again.popleft() if again else next(source)
+                item, tries = again.popleft() if again else (next(source), 0)
             except StopIteration:
                 return
             worker = idle.pop() if idle else self._start(workers)
             try:
-                worker.give(call, item)
+                worker.give(call, item, tries)
             except OSError:  # it died while idle
                 workers.remove(worker)
                 worker.process.join()
-                again.append(item)
+                again.append((item, tries))
 
     def _start(self, workers: list[_Worker]) -> _Worker:
         here, there = self.context.Pipe()

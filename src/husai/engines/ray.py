@@ -1,7 +1,14 @@
 """A Ray cluster: the one at an address, or one started on this machine for as long as the sweep takes."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Any, Self
 
@@ -9,6 +16,7 @@ from husai.engines import RETRIES, Ended, R, T, died
 from husai.errors import HusaiError
 
 AHEAD = 1  # items that wait at the cluster beyond those that run, so that no worker idles
+REACHED_WITHIN = 10.0  # seconds
 
 
 class Ray:
@@ -26,9 +34,12 @@ class Ray:
         except ImportError:
             raise HusaiError("--engine ray: Ray is not installed; pip install 'husai[cluster]' brings it") from None
         self.ray, self.cpus_each, self.gpus_each = ray, cpus_each, gpus_each
+        if address not in (None, "auto"):
+            _require_reachable(address)
         own = {"num_cpus": ceil(workers * cpus_each), "include_dashboard": False} if address is None else {}
         try:
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+            with _signals_kept():
+                ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             raise HusaiError(f"--engine ray: {_first(error)}") from None
         self.most = workers if address is None else None
@@ -37,14 +48,13 @@ class Ray:
     def workers(self) -> int:
         """Items that fit on the cluster as it is now, at least 1."""
         there = self.ray.cluster_resources()
-        fits = [there.get("CPU", 0.0) / self.cpus_each if self.cpus_each else float("inf")]
-        if self.gpus_each:
-            fits.append(there.get("GPU", 0.0) / self.gpus_each)
-            if not fits[-1] >= 1:
-                raise HusaiError(
-                    f"--gpus {self.gpus_each:g}: the cluster has {there.get('GPU', 0.0):g} GPUs; allowed is at most that"
-                )
-        return max(1, int(min(*fits, self.most or float("inf"), 1e6)))
+        fits = float("inf") if self.most is None else self.most
+        for kind, flag, each in (("CPU", "cpus", self.cpus_each), ("GPU", "gpus", self.gpus_each)):
+            has = there.get(kind, 0.0)
+            if has < each:
+                raise HusaiError(f"--{flag} {each:g}: the cluster has {has:g} {kind}s; allowed is at most that")
+            fits = min(fits, has / each) if each else fits
+        return max(1, int(fits))
 
     def __enter__(self) -> Self:
         return self
@@ -52,11 +62,12 @@ class Ray:
     def __exit__(self, *_: object) -> None:
         self.ray.shutdown()
 
-    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Generator[Ended[T, R], None, None]:
         ray, source = self.ray, iter(items)
         remote = ray.remote(
             num_cpus=self.cpus_each, num_gpus=self.gpus_each, max_retries=RETRIES, retry_exceptions=False
-        )(call)
+        )(_call_in)
+        start = partial(remote.remote, os.getcwd(), call)
         running: dict[Any, T] = {}
         done = False
         try:
@@ -67,7 +78,7 @@ class Ray:
                     except StopIteration:
                         done = True
                         break
-                    running[remote.remote(item)] = item
+                    running[start(item)] = item
                 if running:
                     ready, _ = ray.wait(list(running), num_returns=1)
                     for reference in ready:
@@ -84,6 +95,34 @@ class Ray:
             return Ended(item, None, died(RETRIES + 1, error.__class__.__name__))
         except errors.RayError as error:
             return Ended(item, None, _first(error))
+
+
+def _call_in(folder: str, call: Callable[[T], R], item: T) -> R:
+    """On the cluster: paths that items name begin where the sweep was started."""
+    os.chdir(folder)
+    return call(item)
+
+
+def _require_reachable(address: str) -> None:
+    """Raises HusaiError if nobody listens there, for which Ray would wait for minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:(\d{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 2**16:
+        raise HusaiError(f"--address {address}: must be HOST:PORT of a Ray cluster, or auto")
+    try:
+        socket.create_connection((found[1], int(found[2])), REACHED_WITHIN).close()
+    except (OSError, UnicodeError) as error:
+        raise HusaiError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts its own answer to SIGTERM in the place of the command's; only the main thread may put it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _first(error: Exception) -> str:

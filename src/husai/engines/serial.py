@@ -1,6 +1,6 @@
 """One item after the other, in this process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Self
 
 from husai.engines import Ended, R, T
@@ -16,6 +16,6 @@ class Serial:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[Ended[T, R]]:
+    def run(self, call: Callable[[T], R], items: Iterable[T]) -> Generator[Ended[T, R], None, None]:
         for item in items:
             yield Ended(item, call(item))

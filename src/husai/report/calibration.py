@@ -14,6 +14,13 @@ agreement says nothing about truth; where the interval holds .5, it is not shown
 """
 
 
+class Roc(NamedTuple):
+    """false, true: shares of the untrue and of the true atoms among those of the highest agreement, from none to all."""
+
+    false: np.ndarray
+    true: np.ndarray
+
+
 class Judged(NamedTuple):
     """A cell whose atoms' truth is known. auc: nan where `missing` says why. bins: [number, mean agreement, share true]."""
 
@@ -26,6 +33,15 @@ class Judged(NamedTuple):
     def share_true(self) -> float:
         """Of all atoms that were judged."""
         return float(self.bins[:, 0] @ self.bins[:, 2] / self.bins[:, 0].sum())
+
+    @property
+    def roc(self) -> Roc | None:
+        """By the groups of the reliability curve, so not held to firing rates; None unless there are atoms of both kinds."""
+        true = self.bins[::-1, 0] * self.bins[::-1, 2]
+        false = self.bins[::-1, 0] - true
+        if not true.sum() or not false.sum():
+            return None
+        return Roc(*(np.append(0, own.cumsum() / own.sum()) for own in (false, true)))
 
 
 def judged(results: SuiteResults) -> list[Judged]:

@@ -13,8 +13,9 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefine
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from husai.errors import HusaiError
-from husai.report.quotes import Name, Quote, Row, Suite
+from husai.report.quotes import Name, Quote, Row
 from husai.report.results import SuiteResults
+from husai.report.selections import Suite
 
 OPEN, MIDDLE, CLOSE = (
     "\x02",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ RECORDS = {
 }
 ATOMS = {"run_id": TEXT, "init_seed": WHOLE, "data_seed": WHOLE, "atom": WHOLE, "live": FLAG, "firing_rate": NUMBER}
 TUNED = {"label": ANY, "k": NUMBER, "purity": NUMBER}  # of atoms, where there are true planes
+TABLES = (RECORDS, ATOMS)
 COSTS = {"run_id": TEXT}
 DIMENSIONS = {"tuning_maps": 3, "tuning_atoms": 1}  # of arrays; of every other, 2
 
@@ -97,6 +99,11 @@ TEXTS: dict[str, TypeAdapter[Any]] = {
 }
 
 
+def file_name(text: str) -> str:
+    """A name from a table as a part of a file's name: without what would lead to another folder."""
+    return re.sub(r"[^\w.,=:+-]", "_", text)
+
+
 def read_text(path: Path) -> Any:
     """The plain data of one of TEXTS. Raises HusaiError for what is damaged, or is not what such a file holds."""
     try:
@@ -115,6 +122,7 @@ def read_text(path: Path) -> Any:
 
 def read_parquet(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """A table that has the columns, each of its kind. Raises HusaiError for what is damaged, too large or of another kind."""
+    table: Any = None
     try:
         rows = pq.read_metadata(path).num_rows
         if rows <= MOST_ROWS:
@@ -127,7 +135,7 @@ def read_parquet(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     return table
 
 
-def require_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) -> None:
+def require_columns(table: Any, columns: dict[str, str], path: Path) -> None:
     """Raises HusaiError unless the table has the columns once, each of its kind."""
     for name, kind in columns.items():
         if (table.columns == name).sum() != 1:
@@ -155,8 +163,8 @@ def _is(column: Any, kind: str) -> bool:
     return kind in (SEED, NUMBER) or len(known) == len(column)
 
 
-def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[str, Any], folder: Path) -> None:
-    """Raises HusaiError unless every run has one set of labels, what is true of it, its atoms, and a fit at its end."""
+def require_consistent(records: Any, atoms: Any, truth: dict[str, Any], folder: Path) -> None:
+    """Raises HusaiError unless every run has one set of labels, what is true of it, and a fit at its end."""
     runs = records.groupby("run_id", sort=True)
     several = runs[list(LABELS)].nunique().gt(1)
     if several.to_numpy().any():
@@ -176,8 +184,6 @@ def require_consistent(records: pd.DataFrame, atoms: pd.DataFrame, truth: dict[s
     for table, what in ((overall, "over all seeds"), (single, "of each seed")):
         if missing := sorted(wanted - set(table["run_id"])):
             raise HusaiError(f"{folder}: run {missing[0]} has no explained_variance {what} at its last step")
-    if missing := sorted(wanted - set(atoms["run_id"])):
-        raise HusaiError(f"{folder}: atoms.parquet has no row of run {missing[0]}")
     if any("subspaces" in known for hooks in truth.values() for known in hooks.values()):
         require_columns(atoms, TUNED, folder / "atoms.parquet")
 

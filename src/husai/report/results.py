@@ -1,6 +1,5 @@
 """The results of a suite as the report sees them."""
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from husai.analysis.stats import Interval
+from husai.analysis.verdict import stable_rungs
 from husai.errors import HusaiError
-from husai.report.intake import ATOMS, COSTS, RECORDS, read_arrays, read_parquet, read_text, require_consistent
+from husai.report import intake
 
 NULLS = ("ambient", "untrained", "data", "data_points")
 RUNGS = (*NULLS, "plane_rotated")  # of pwmcc, where there are true planes
@@ -40,11 +40,6 @@ DIALS = {"l1_coefficient": "λ", "l0_coefficient": "λ", "target_l0": "L0"}
 def rows_of(frame: Any) -> list[dict[str, Any]]:
     """A table's rows as dictionaries."""
     return frame.to_dict(orient="records")
-
-
-def file_name(text: str) -> str:
-    """A name from a table as a part of a file's name: without what would lead to another folder."""
-    return re.sub(r"[^\w.,=:+-]", "_", text)
 
 
 def source_of(model: str) -> str:
@@ -184,7 +179,7 @@ class CellView:
             self.precision.replace("/", "-"),
             self.control,
         )
-        return file_name("_".join(str(part) for part in parts if part))
+        return intake.file_name("_".join(str(part) for part in parts if part))
 
 
 def rungs_of(cell: CellView, surrogate: CellView | None = None, metric: str = "pwmcc") -> dict[str, Interval]:
@@ -215,13 +210,14 @@ class SuiteResults:
         if missing:
             raise HusaiError(f"{folder}: is not a suite's results folder (no {missing[0]})")
         tables = [
-            read_parquet(folder / name, columns) for name, columns in zip(FILES[:2], (RECORDS, ATOMS), strict=True)
+            intake.read_parquet(folder / name, columns)
+            for name, columns in zip(FILES[:2], (intake.RECORDS, intake.ATOMS), strict=True)
         ]
-        texts = [read_text(folder / name) for name in FILES[2:]]
+        texts = [intake.read_text(folder / name) for name in FILES[2:]]
         records, atoms = (cast(pd.DataFrame, table[table["run_id"].isin(texts[2])]) for table in tables)
         if len(records) == 0:
             raise HusaiError(f"{folder}: holds no finished cell of its suite yet")
-        require_consistent(records, atoms, texts[1], folder)
+        intake.require_consistent(records, atoms, texts[1], folder)
         return cls(folder, records, atoms, texts[0], texts[1], _low_precisions(folder / "costs.parquet"))
 
     @property
@@ -302,6 +298,11 @@ class SuiteResults:
         """Every chance level of a figure at the end, with what SAEs trained on a surrogate reach."""
         return rungs_of(cell, self.surrogate_of(cell), metric)
 
+    def stable(self, cell: CellView) -> tuple[str, ...]:
+        """The rungs that pwmcc of a cell must exceed before its features are called stable."""
+        truth = self.truth.get(cell.model, {}).get(cell.hook, {})
+        return stable_rungs(bool(truth.get("subspaces")))
+
     def level(self, cell: CellView, metric: str, null: str) -> tuple[CellView, str]:
         """The cell and the null whose record is this chance level of `cell`: another cell for `surrogate_trained`.
 
@@ -318,7 +319,7 @@ class SuiteResults:
 
     def array(self, cell: CellView, name: str) -> np.ndarray | None:
         """One array of a cell; None where it was not computed. Raises HusaiError as `read_arrays`."""
-        return read_arrays(self._arrays_of(cell)).get(name)
+        return intake.read_arrays(self._arrays_of(cell)).get(name)
 
     def _arrays_of(self, cell: CellView) -> Path:
         return self.folder / "arrays" / f"{cell.run_id}.npz"
@@ -328,7 +329,8 @@ class SuiteResults:
 
         Raises HusaiError as `read_arrays`, or if they are not there or not of that member.
         """
-        arrays, atoms, path = read_arrays(self._arrays_of(cell)), self.first_seed_atoms(cell), self._arrays_of(cell)
+        path, atoms = self._arrays_of(cell), self.first_seed_atoms(cell)
+        arrays = intake.read_arrays(path)
         maps, shown = arrays.get("tuning_maps"), arrays.get("tuning_atoms")
         if maps is None or shown is None or len(maps) != len(shown) or 0 in maps.shape:
             raise HusaiError(f"{path}: must hold tuning_maps and tuning_atoms, as many of one as of the other")
@@ -337,14 +339,16 @@ class SuiteResults:
         return [(codes, atoms[int(atom)]) for codes, atom in zip(maps, shown, strict=True)]
 
     def first_seed_atoms(self, cell: CellView) -> dict[int, dict[str, Any]]:
-        """Rows of the atom table of a cell's first member, by atom: those of its init seed and its data seed."""
+        """Rows of the atom table of a cell's first member, by atom. Raises HusaiError if it has none."""
         own = rows_of(self.atoms[self.atoms["run_id"] == cell.run_id])
+        if not own:
+            raise HusaiError(f"{self.folder / FILES[1]}: has no row of run {cell.run_id}")
         first = own[0]["init_seed"], own[0]["data_seed"]
         return {int(row["atom"]): row for row in own if (row["init_seed"], row["data_seed"]) == first}
 
 
 def _low_precisions(costs: Path) -> dict[str, str]:
     """Parameters/products of the runs not in fp32, such as `fp32/bf16`. Earlier tables do not say; they are of fp32."""
-    table = read_parquet(costs, COSTS) if costs.is_file() else pd.DataFrame()
+    table = intake.read_parquet(costs, intake.COSTS) if costs.is_file() else pd.DataFrame()
     known = rows_of(table[table["precision"].notna()]) if "precision" in table else []
     return {row["run_id"]: row["precision"] for row in known if row["precision"] != "fp32/fp32"}

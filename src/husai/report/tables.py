@@ -11,15 +11,21 @@ from husai.analysis.stats import MANY
 from husai.analysis.verdict import rung_sentence, symmetry_sentence
 from husai.report.calibration import predicts
 from husai.report.caveats import caveats, heading
+from husai.report.intake import file_name
 from husai.report.measures import measures
-from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, file_name, rungs_of
+from husai.report.results import NULLS, RUNGS, CellView, SuiteResults, rungs_of
 from husai.report.significance import significance
 from husai.report.text import beside_table, has, interval, markdown, named, number, plural
 from husai.report.variance import variance_section
+from husai.report.verdicts import score_sentences
 
 STAND_INS = """
 Rows named surrogate or permuted: SAEs trained on samples that stand in for the source's. Fit, agreement, symmetry and codes
 are of those samples, atoms and planes are held against the source's truth, and the model is asked on its own activations.
+"""
+
+SAID = """Which rungs every score exceeds, by intervals that do not overlap and are not corrected for their number. Of
+rungs without an interval, drawn a few times or of the fit, the mean is named, and nothing is said to exceed them.
 """
 
 
@@ -204,12 +210,13 @@ def truths(results: SuiteResults) -> str:
 
 
 def verdicts(results: SuiteResults) -> str:
-    lines = [
-        f"- **{cell.place}, {cell.label}**{'' if cell.converged else ' (not converged)'}: "
-        + " ".join(sentences(cell, results.surrogate_of(cell))).strip()
-        for cell in results.cells
-    ]
-    return "## What the numbers say\n\n" + "\n".join(lines) + "\n\n"
+    """Every cell's sentences, under each that is no control those of its other scores."""
+    lines = []
+    for cell in results.cells:
+        said = " ".join(sentences(cell, results.surrogate_of(cell))).strip()
+        lines.append(f"- **{cell.place}, {cell.label}**{'' if cell.converged else ' (not converged)'}: {said}")
+        lines += [] if cell.control else [f"  - {one}" for one in score_sentences(results, cell)]
+    return f"## What the numbers say{heading(results.cells)}\n\n{SAID}\n" + "\n".join(lines) + "\n\n"
 
 
 def fit(results: SuiteResults) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,14 @@ class Checkpoints:
         """Raises HusaiError if a run was to go on from checkpoints that it cannot have."""
         if self.source is not None:
             raise HusaiError(f"{self.source}: {why}, so there is nothing to resume from; leave --resume-from out")
+
+    def drop_unless_same(self, key: str) -> None:
+        """Remove checkpoints of this folder whose `about` says otherwise of `key`, which may change from start to start."""
+        for path in list(self.folder.glob("step-*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                stored = json.loads(json.loads(path.read_text(encoding="utf-8"))["content"])["about"]
+                if stored.get(key) != self.about.get(key):
+                    self.remove()
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step` updates."""

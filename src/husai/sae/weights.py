@@ -176,7 +176,7 @@ def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     fields = {key: config[key] for key in ("d_sae", "k", "group_size") if key in config}
     if (
         isinstance(known, dict)
-        and getattr(ARCHITECTURES.get(known.get("architecture", "")), "saelens", None) == config["architecture"]
+        and getattr(ARCHITECTURES.get(str(known.get("architecture"))), "saelens", None) == config["architecture"]
     ):
         name, fields = known["architecture"], known | fields
     kind = SAE_CONFIGS[name]
@@ -201,6 +201,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key in ("architecture", *sizes, *(("k",) if of_k else ())):
         if key not in config:
             raise HusaiError(f"{folder / CONFIG}: key '{key}' is missing")
+    if not isinstance(config["architecture"], str):
+        raise HusaiError(f"{folder / CONFIG}: 'architecture' must be a name, got {config['architecture']!r}")
     for key in sizes:
         if not isinstance(config[key], int) or config[key] < 1:
             raise HusaiError(f"{folder / CONFIG}: '{key}' must be a whole number of at least 1, got {config[key]!r}")

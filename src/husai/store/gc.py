@@ -118,7 +118,7 @@ def _leases(runs: Path, results: Sequence[Path], watch: float | None, found: Fou
         holder = None if path in dead else read_holder(path)
         if holder is not None and not (holder.process and holder.process.is_here):
             found.kept.append((path, f"lease of {holder}, which may live; --watch finds out"))
-    for folder in (runs / LEASES, *(inside for top in results for inside in (top, *top.rglob("*")))):
+    for folder in (runs / LEASES, *(inside for one in results for inside in (one, *one.rglob("*")))):
         if folder.is_dir():
             _about_leases(folder, found)
     return dead

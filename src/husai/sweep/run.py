@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,21 +98,23 @@ def _compute(
     watch, seconds = Watch(), list[float]()
     while missing:
         held: list[Job] = []
-        for ended in engine.run(compute, _in_time(missing, seconds, ends)):
-            job, outcome = ended.item, ended.result
-            if outcome is None:  # its worker died, and could not say so
-                outcome = Outcome("failed", why=ended.trouble)
-                note_failure(Path(job.folder), job.title, outcome.why)
-            if outcome.state == "held":
-                held.append(job)
-                continue
-            if outcome.state == "failed":
-                tally.failed.append((job, outcome.why))
-            else:
-                tables.add(job)
-                (tally.computed if outcome.state == "computed" else tally.finished).append(job)
-                seconds.append(outcome.seconds)
-            events.on_done(job, outcome)
+        with closing(engine.run(compute, _in_time(missing, seconds, ends))) as running:
+            for ended in running:
+                job, outcome = ended.item, ended.result
+                if outcome is None:  # its worker died, and could not say so
+                    outcome = Outcome("failed", why=ended.trouble)
+                    note_failure(Path(job.folder), job.title, outcome.why)
+                if outcome.state == "held":
+                    held.append(job)
+                    continue
+                if outcome.state == "failed":
+                    tally.failed.append((job, outcome.why))
+                else:
+                    tables.add(job)
+                    (tally.computed if outcome.state == "computed" else tally.finished).append(job)
+                if outcome.state == "computed":
+                    seconds.append(outcome.seconds)
+                events.on_done(job, outcome)
         missing = _released(held, watch)
 
 

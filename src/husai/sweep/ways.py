@@ -48,8 +48,8 @@ class Ways:
     """How a suite is computed; results do not depend on it.
 
     jobs: cells at once. engine: None for worker processes, or none if there is one job. address: of a Ray cluster; cpus, gpus:
-    what a cell takes of it. threads: of every cell; None: a fair share of the processors. shard: i and n, to compute every
-    n-th cell from the i-th. seconds: after which the sweep stops.
+    what a cell takes of it. threads: of every cell; None: a fair share of the processors, or with Ray `cpus`. shard: i and n,
+    to compute every n-th cell from the i-th. seconds: after which the sweep stops.
     """
 
     jobs: int = 1
@@ -72,14 +72,22 @@ class Ways:
             from husai.engines.ray import Ray
 
             return Ray(self.jobs, cpus_each=self.cpus, gpus_each=self.gpus, address=self.address)
-        many = self.jobs > 1 if self.engine is None else self.engine == "processes"
-        return Processes(self.jobs) if many else Serial()
+        return Processes(self.jobs) if self._many else Serial()
+
+    @property
+    def at_once(self) -> int:
+        """Cells that are computed at a time, as far as is known before a cluster is asked."""
+        return self.jobs if self._many or self.engine == "ray" else 1
+
+    @property
+    def _many(self) -> bool:
+        return self.jobs > 1 if self.engine is None else self.engine == "processes"
 
     def plan(
         self, suite: SuiteConfig, places: Sequence[str | None], runs: Path
     ) -> tuple[list[Job], dict[str, GateReport]]:
         """All cells of a suite, whatever the shard. Raises as `sweep.plan.plan`."""
-        fair = max(1, (os.cpu_count() or 1) // self.jobs)
+        fair = max(1, int(self.cpus) if self.engine == "ray" else (os.cpu_count() or 1) // self.at_once)
         return plan(
             suite,
             places,

@@ -218,3 +218,10 @@ def to_transformer_lens(model: Transformer) -> "HookedTransformer":
     buffers = {name: value for name, value in state.items() if name.rsplit(".", 1)[-1] in BUFFERS}
     hooked.load_state_dict(buffers | zeros | params)
     return hooked
+
+
+def public_models() -> dict[str, str]:
+    """The official name of every public model that TransformerLens lists, by each of its names."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES  # takes seconds, seldom needed
+
+    return {name: own for own in OFFICIAL_MODEL_NAMES for name in (own, *MODEL_ALIASES.get(own, []))}

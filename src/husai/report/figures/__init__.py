@@ -15,7 +15,8 @@ from husai.report.figures.calibration import calibration
 from husai.report.figures.canvas import STYLE
 from husai.report.figures.circuit import feature_tuning, fourier_spectrum, gate_summary
 from husai.report.figures.trajectories import trajectories
-from husai.report.results import CellView, SuiteResults, file_name
+from husai.report.intake import file_name
+from husai.report.results import CellView, SuiteResults
 
 LARGE = 40  # cells from which figures with a panel or a line a cell are drawn source by source, or left out
 

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.analysis.stats import Interval
-from husai.analysis.verdict import STABLE
 from husai.report.figures.canvas import GREY, INK, star
 from husai.report.results import CellView, SuiteResults
 from husai.report.settings import line_name, lines
@@ -25,9 +24,10 @@ class Found(NamedTuple):
 
 
 def beyond(results: SuiteResults, cell: CellView) -> Found:
-    """pwmcc minus the highest of the rungs `STABLE`; nan unless all are known."""
-    levels = {name: level for name, level in results.rungs(cell).items() if name in STABLE}
-    if len(levels) < len(STABLE):
+    """pwmcc minus the highest of the rungs that stable features must exceed; nan unless all are known."""
+    asked, known = results.stable(cell), results.rungs(cell)
+    levels = {name: known[name] for name in asked if name in known}
+    if len(levels) < len(asked):
         return Found(NAN)
     score, highest = cell.value("pwmcc"), max(levels.values(), key=lambda level: level.mean)
     return Found(score.mean - highest.mean, _apart(score, highest))
@@ -79,8 +79,9 @@ def atlas(results: SuiteResults) -> Figure:
     names = [line_name(own) for own in rows.values()]
     axes[0][0].set_yticks(range(len(rows)), names)
     figure.supxlabel(
-        "Agreement: pwmcc minus the highest of data, data_points and surrogate_trained; the others less their highest chance "
-        "level.\nBold: intervals apart. *: not converged; †: its surrogate has not. ·: nothing to ask.",
+        "Agreement: pwmcc minus the highest of data, data_points, surrogate_trained and, where there are true planes, "
+        "plane_rotated;\nthe others less their highest chance level. Bold: intervals apart. *: not converged; †: its surrogate "
+        "has not. ·: nothing to ask.",
         fontsize=6.5,
     )
     return figure
