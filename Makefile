@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: install smoke test lint ci fuzz wheel figures findings bench clean
+.PHONY: install smoke test lint ci fuzz faults wheel figures findings bench clean
 
 install: $(READY)
 
@@ -26,14 +26,18 @@ lint: $(READY)
 test: lint ## lint, types, and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens
+ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens, faults
 	$(BIN)/python scripts/check_wheel.py
 	$(BIN)/python scripts/test_sae_pipeline.py --transformer-checkpoint results/reference/add-p113-0
 	$(BIN)/husai smoke
 	$(BIN)/python scripts/check_saelens.py results/smoke/runs
+	$(MAKE) faults
 
 fuzz: $(READY) ## hostile input: 2,550 cases, the same ones every time, counted by kind in results/fuzz.md
 	FUZZ_CASES=150 FUZZ_REPORT=results/fuzz.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/fuzz
+
+faults: $(READY) ## sweeps killed, disks full, files damaged; kills survived and cells lost in results/benchmarks/faults.md
+	HUSAI_FAULTS=all FAULTS_REPORT=results/benchmarks/faults.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/faults
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

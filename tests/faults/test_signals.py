@@ -8,12 +8,16 @@ import time
 import pytest
 from fault_sweeps import until
 
+PACE = 1.2
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def interrupted(arena, number, jobs, *, group, after):
-    """Sweep until `after` seconds into the first cell, then signal; everything must be gone and said."""
-    sweep = arena.start(jobs=jobs, FAULTS_PACE="0.4")
+    """Sweep until `after` seconds into the first cell, then signal; everything must be gone and said.
+
+    All cells take PACE seconds at least, so that the sweep is not over by then.
+    """
+    sweep = arena.start(jobs=jobs, FAULTS_PACE=str(PACE))
     until(lambda: arena.begun(), sweep=sweep)
     time.sleep(after)
     (os.killpg if group else os.kill)(sweep.pid, number)
@@ -30,7 +34,7 @@ def interrupted(arena, number, jobs, *, group, after):
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.handful)], ids=lambda number: number.name
 )
 def test_a_serial_sweep_that_is_interrupted_leaves_nothing_half_written(whole, arena, number):
-    interrupted(arena, number, 1, group=False, after=0.6)
+    interrupted(arena, number, 1, group=False, after=PACE)
     arena.finish()
     whole.check(arena, f"{number.name}, serial")
 
@@ -48,7 +52,7 @@ def test_workers_end_with_a_sweep_that_is_interrupted(whole, arena, number, grou
 def test_signals_at_random_times(whole, arena, seed):
     stream = random.Random(seed)
     number = stream.choice(list(CODES))
-    interrupted(arena, number, 1, group=True, after=stream.uniform(0, whole.seconds))
+    interrupted(arena, number, 1, group=True, after=stream.uniform(0, 2 * PACE))
     arena.finish()
     whole.check(arena, "SIGINT or SIGTERM at random times, serial")
 

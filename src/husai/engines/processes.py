@@ -4,7 +4,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -90,7 +90,12 @@ class Processes:
     def _start(self, workers: list[_Worker]) -> _Worker:
         here, there = self.context.Pipe()
         process = self.context.Process(target=_work, args=(there,), daemon=True)
-        process.start()
+        resource_tracker.ensure_running()  # now, since its start would undo the next line
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and in the worker, also while it imports
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         workers.append(_Worker(process, here))
         return workers[-1]
@@ -125,7 +130,7 @@ def _stopped(_signal: int, _frame: object) -> None:
 def _work(pipe: Connection) -> None:
     """A worker: callables and items in, results or the words of exceptions out, until the parent is gone.
 
-    Ctrl-C reaches the whole process group; only the parent answers it.
+    Ctrl-C reaches the whole process group; only the parent answers it, and starts workers that do not.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stopped)

@@ -66,7 +66,6 @@ def _version(package: str) -> str | None:
 
 
 @cache
-@cache
 def _git_commit() -> str | None:
     """The commit of the checkout this package runs from; None for an installed package, whatever holds its folder."""
     if not in_checkout():
