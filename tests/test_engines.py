@@ -26,7 +26,7 @@ SUITE = {
     "name": "tiny",
     "models": [
         {"name": "dots", "model": {"planted": {"d_model": 8, "n_atoms": 12, "k": 2, "samples": 400}}},
-        {"name": "rings", "model": {"circles": {"d_model": 8, "p": 11, "keys": [1, 2], "samples": 400}}},
+        {"name": "more", "model": {"planted": {"d_model": 8, "n_atoms": 12, "k": 3, "samples": 400}}},
     ],
     "init_seeds": [0, 1],
     "data_seeds": [0, 1],
