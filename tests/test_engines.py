@@ -26,7 +26,7 @@ SUITE = {
     "name": "tiny",
     "models": [
         {"name": "dots", "model": {"planted": {"d_model": 8, "n_atoms": 12, "k": 2, "samples": 400}}},
-        {"name": "rings", "model": {"circles": {"d_model": 8, "p": 11, "keys": [1, 2], "samples": 400}}},
+        {"name": "more", "model": {"planted": {"d_model": 8, "n_atoms": 12, "k": 3, "samples": 400}}},
     ],
     "init_seeds": [0, 1],
     "data_seeds": [0, 1],
@@ -254,6 +254,11 @@ def test_records_are_the_same_bytes_from_every_engine(tmp_path, ray, monkeypatch
         found[engine] = tables(tmp_path / engine)
     assert len(found["serial"]) == 2 + 4
     assert found["serial"] == found["processes"] == found["ray"]
-    assert run_suite(suite, tmp_path / "many" / "results", tmp_path / "many" / "runs", Ways(threads=2, jobs=1)) == 0
+    assert (
+        run_suite(
+            suite, tmp_path / "many" / "results", tmp_path / "many" / "runs", Ways(threads=2, jobs=1, engine="serial")
+        )
+        == 0
+    )
     many = pd.read_parquet(tmp_path / "many" / "results" / "records.parquet")
     assert len(many) == len(pd.read_parquet(tmp_path / "serial" / "results" / "records.parquet"))

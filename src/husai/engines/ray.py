@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
 from math import ceil
@@ -68,7 +69,7 @@ class Ray:
             num_cpus=self.cpus_each, num_gpus=self.gpus_each, max_retries=RETRIES, retry_exceptions=False
         )(_call_in)
         start = partial(remote.remote, os.getcwd(), call)
-        running: dict[Any, T] = {}
+        running: dict[Future[R], tuple[T, Any]] = {}
         done = False
         try:
             while not done or running:
@@ -78,19 +79,20 @@ class Ray:
                     except StopIteration:
                         done = True
                         break
-                    running[start(item)] = item
+                    reference = start(item)
+                    running[reference.future()] = item, reference
                 if running:
-                    ready, _ = ray.wait(list(running), num_returns=1)
-                    for reference in ready:
-                        yield self._ended(running.pop(reference), reference)
+                    # not ray.wait, in which an exception of a signal's handler becomes a SystemError
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield self._ended(running.pop(future)[0], future)
         finally:
-            for reference in running:
+            for _, reference in running.values():
                 ray.cancel(reference, force=True)
 
-    def _ended(self, item: T, reference: Any) -> Ended[T, Any]:
+    def _ended(self, item: T, future: Future[R]) -> Ended[T, R]:
         errors = self.ray.exceptions
         try:
-            return Ended(item, self.ray.get(reference))
+            return Ended(item, future.result())
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             return Ended(item, None, died(RETRIES + 1, error.__class__.__name__))
         except errors.RayError as error:
