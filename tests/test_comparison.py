@@ -577,7 +577,7 @@ def test_conformance_of_a_measure_in_the_current_folder(capsys):
         ("broken:x", "broken:x: module broken cannot be imported (RuntimeError: no such thing)"),
         ("measures:absent", "measures:absent: there is no such function"),
         ("measures:number", "measures:number: is no function but int"),
-        ("measures:needs_three", "cannot be called: it raised TypeError in every case"),
+        ("measures:needs_three", "gives no number in any case (TypeError)"),
     ],
 )
 def test_what_cannot_be_imported_or_called_is_said_in_one_sentence(capsys, function, message):

@@ -56,9 +56,13 @@ def exits(command: Callable[P, int | None]) -> Callable[P, None]:
                 raise
             code = fail("there is not enough memory; use smaller sizes, fewer seeds or fewer --jobs", 2)
         except KeyboardInterrupt:
-            code = fail("interrupted; nothing half-written remains, and a sweep goes on from its finished cells", 130)
+            code = fail(
+                "interrupted; nothing half-written remains, and the same command goes on from what is finished", 130
+            )
         except Terminated:
-            code = fail("terminated; nothing half-written remains, and a sweep goes on from its finished cells", 143)
+            code = fail(
+                "terminated; nothing half-written remains, and the same command goes on from what is finished", 143
+            )
         sys.exit(code)
 
     return run

@@ -23,7 +23,7 @@ def interrupted(arena, number, jobs, *, group, after):
     (os.killpg if group else os.kill)(sweep.pid, number)
     assert sweep.wait() == CODES[number], sweep.text
     (said,) = sweep.sentences
-    assert said.endswith("nothing half-written remains, and a sweep goes on from its finished cells")
+    assert said.endswith("nothing half-written remains, and the same command goes on from what is finished")
     until(lambda: not sweep.group())
     assert arena.temporary() == []
     assert arena.leases() == []

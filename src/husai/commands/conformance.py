@@ -31,7 +31,7 @@ def conformance(
     if all(outcome.error for outcome in report.found):
         errors = ", ".join(sorted({outcome.error for outcome in report.found}))
         raise HusaiError(
-            f"{function}: cannot be called: it raised {errors} in every case; a measure takes two tensors, decoder rows "
+            f"{function}: gives no number in any case ({errors}); a measure takes two tensors, decoder rows "
             "(n_A, d) and (n_B, d), and gives a number"
         )
     if json:

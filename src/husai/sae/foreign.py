@@ -215,7 +215,7 @@ MATRICES, SELECTING = ("W_enc", "b_enc", "W_dec", "b_dec"), ("k", "threshold")
 CLASSES: dict[Any, tuple[tuple[str, ...], Callable[[Tensors], Parts]]] = {
     "AutoEncoder": ((*ENCODER, *DECODER, "bias"), _auto_encoder),
     "AutoEncoderNew": ((*ENCODER, *DECODER, "decoder.bias"), _auto_encoder_new),
-    "AutoEncoderTopK": ((*ENCODER, *DECODER, "b_dec", *SELECTING), _top_k),
+    "AutoEncoderTopK": ((*ENCODER, *DECODER, "b_dec", "k"), _top_k),
     "BatchTopKSAE": ((*ENCODER, *DECODER, "b_dec", *SELECTING), _batch_top_k),
     "GatedAutoEncoder": (("encoder.weight", *DECODER, "decoder_bias", "r_mag", "gate_bias", "mag_bias"), _gated),
     "JumpReluAutoEncoder": ((*MATRICES, "threshold"), _jump_relu),
