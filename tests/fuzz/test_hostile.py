@@ -17,6 +17,8 @@ import torch
 from fuzz_cases import case, run
 from safetensors.torch import load_file, save_file
 
+from husai.sae.checkpoint import Checkpoints
+
 PLANTED = {"d_model": 8, "n_atoms": 8, "k": 2, "samples": 64}
 SUITE = {"name": "s", "model": {"planted": PLANTED}, "entries": [{"sae": {"architecture": "topk", "d_sae": 8, "k": 1}}]}
 QUICK = 20  # seconds that a refusal may take on a busy machine; what it prevents would take hours
@@ -304,3 +306,12 @@ def test_what_a_file_says_is_shown_on_one_line_and_obeyed_by_no_terminal(tmp_pat
     assert said.count("\n") == 1
     assert "\u202e" not in said
     assert len(swept(tmp_path, SUITE | {"name": "x" * 10**5 + "/"})) < 3000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"content": 1}', '{"content": "[]"}', '{"content": "{\\"about\\": []}"}', "[" * 10**5]
+)
+def test_checkpoints_that_say_nothing_are_left_where_they_are(tmp_path, text):
+    (tmp_path / "step-000000004.json").write_text(text)
+    Checkpoints(tmp_path, {"x": 1}).drop_unless_same("x")
+    assert (tmp_path / "step-000000004.json").read_text() == text

@@ -128,7 +128,7 @@ class Checkpoints:
     def drop_unless_same(self, key: str) -> None:
         """Remove checkpoints of this folder whose `about` says otherwise of `key`, which may change from start to start."""
         for path in list(self.folder.glob("step-*.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 stored = json.loads(json.loads(path.read_text(encoding="utf-8"))["content"])["about"]
                 if stored.get(key) != self.about.get(key):
                     self.remove()
