@@ -26,12 +26,11 @@ lint: $(READY)
 test: lint ## lint, types, and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens, faults
+ci: $(READY) ## slower checks: the wheel from another folder, the pipeline script, and a smoke run opened by SAELens
 	$(BIN)/python scripts/check_wheel.py
 	$(BIN)/python scripts/test_sae_pipeline.py --transformer-checkpoint results/reference/add-p113-0
 	$(BIN)/husai smoke
 	$(BIN)/python scripts/check_saelens.py results/smoke/runs
-	$(MAKE) faults
 
 fuzz: $(READY) ## hostile input: 2,550 cases, the same ones every time, counted by kind in results/fuzz.md
 	FUZZ_CASES=150 FUZZ_REPORT=results/fuzz.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/fuzz
