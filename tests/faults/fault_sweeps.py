@@ -137,7 +137,7 @@ def until(holds, longest: float = LONGEST, sweep: Running | None = None) -> None
     end = time.monotonic() + longest
     while not holds():
         assert time.monotonic() < end, f"waited {longest:g} s in vain; {sweep.text if sweep else ''}"
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 @dataclass
